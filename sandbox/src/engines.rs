@@ -1,0 +1,50 @@
+//! The table of engines: one row each.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::function::EngineKind;
+
+/// What every engine is made with.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Where an engine keeps what it made from artifacts (compiled code, snapshots), private to this user.
+    /// Each engine uses a folder of its own below it.
+    pub cache: PathBuf,
+    /// Most sandboxes of one engine at once.
+    pub max_sandboxes: u32,
+    /// Largest memory of one sandbox.
+    pub max_memory_bytes: u64,
+}
+
+/// One engine.
+pub struct Row {
+    /// Which one.
+    pub kind: EngineKind,
+    /// Whether an artifact that begins with these bytes (at least 16, or all of it) is one for this engine when the
+    /// manifest says `auto`.
+    pub recognises: fn(&[u8]) -> bool,
+    /// What this machine lacks for it; `Err` says why and what to do.
+    pub probe: fn() -> Result<(), String>,
+    /// Makes it.
+    pub make: fn(&EngineConfig) -> Result<Arc<dyn Engine>, Error>,
+}
+
+/// Every engine of this build, in the order in which `auto` asks them.
+pub const TABLE: &[Row] = &[
+    #[cfg(feature = "wasm")]
+    Row {
+        kind: EngineKind::Wasm,
+        recognises: crate::wasm::recognises,
+        probe: || Ok(()),
+        make: |config| Ok(Arc::new(crate::wasm::WasmEngine::new(config)?)),
+    },
+];
+
+/// The row of `kind`, or `None` where this build was made without it.
+#[must_use]
+pub fn row(kind: EngineKind) -> Option<&'static Row> {
+    TABLE.iter().find(|row| row.kind == kind)
+}
