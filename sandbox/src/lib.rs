@@ -15,6 +15,7 @@ pub mod engine;
 pub mod engines;
 pub mod error;
 pub mod function;
+pub mod share;
 #[cfg(feature = "wasm")]
 pub mod wasm;
 
