@@ -1,9 +1,20 @@
 //! The wasm engine: modules and components in this process, isolated by wasmtime.
+//!
+//! A function is compiled and linked once; every invocation gets a new instance from a pooling allocator, which
+//! is the clean state ([`Renewal::Restart`](crate::Renewal::Restart)).
+
+mod command;
+mod outcome;
+mod settings;
+mod stdio;
+mod tenant;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use wasmtime::Module;
 
+use self::command::CommandImage;
 use crate::engine::{Engine, Image};
 use crate::engines::EngineConfig;
 use crate::error::Error;
@@ -20,16 +31,17 @@ pub fn recognises(head: &[u8]) -> bool {
 }
 
 /// The wasm engine.
-#[derive(Debug)]
-pub struct WasmEngine;
+pub struct WasmEngine {
+    engine: wasmtime::Engine,
+}
 
 impl WasmEngine {
-    /// Makes the engine.
+    /// Makes the engine and starts its epoch ticker.
     ///
     /// # Errors
-    /// None yet.
-    pub fn new(_config: &EngineConfig) -> Result<Self, Error> {
-        Ok(Self)
+    /// [`Error::Host`] where wasmtime cannot reserve its address space or the ticker cannot start.
+    pub fn new(config: &EngineConfig) -> Result<Self, Error> {
+        Ok(Self { engine: settings::engine(config)? })
     }
 }
 
@@ -39,7 +51,13 @@ impl Engine for WasmEngine {
         EngineKind::Wasm
     }
 
-    async fn prepare(&self, _function: Arc<Function>) -> Result<Arc<dyn Image>, Error> {
-        Err(Error::Unavailable { engine: EngineKind::Wasm, reason: "not built yet".into() })
+    async fn prepare(&self, function: Arc<Function>) -> Result<Arc<dyn Image>, Error> {
+        let engine = self.engine.clone();
+        let compile = move || -> Result<Arc<dyn Image>, Error> {
+            let module = Module::from_file(&engine, &function.artifact.path)
+                .map_err(|e| Error::Artifact { engine: EngineKind::Wasm, reason: format!("{e:#}") })?;
+            Ok(Arc::new(CommandImage::new(&engine, function, &module)?))
+        };
+        tokio::task::spawn_blocking(compile).await.map_err(|e| Error::host("compiling the artifact", e))?
     }
 }

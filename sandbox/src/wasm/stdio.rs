@@ -1,0 +1,308 @@
+//! Standard input, output and error of one invocation, as WASI streams.
+//!
+//! Bytes pass without a copy where the program's own copy into or out of its memory is not one: a piece of input
+//! is handed out by reference, the first piece of output is kept as it came. Every stream is bounded: input waits
+//! in the caller's channel until the program reads, output waits in the program until the channel has room.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use wasmtime_wasi::cli::{IsTerminal, StdinStream, StdoutStream};
+use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
+
+use crate::engine::{Input, LogSink, Output};
+
+/// Most bytes that one write may carry: what a program can make the host allocate at a time.
+const PIECE: usize = 64 << 10;
+
+/// Why the streams ended a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Halt {
+    /// More output than the invocation collects.
+    #[error("the output limit of {limit_bytes} bytes was reached")]
+    OutputLimit {
+        /// The limit.
+        limit_bytes: usize,
+    },
+    /// The output channel is closed.
+    #[error("the caller went away")]
+    Cancelled,
+}
+
+impl Halt {
+    fn trap(self) -> StreamError {
+        StreamError::Trap(wasmtime::Error::new(self))
+    }
+}
+
+/// Standard input.
+#[derive(Clone)]
+pub(super) struct Stdin(Arc<Mutex<Source>>);
+
+struct Source {
+    ready: Bytes,
+    more: Option<mpsc::Receiver<Bytes>>,
+}
+
+impl Source {
+    /// Ready when a byte or the end can be read.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.ready.is_empty() {
+            let Some(more) = &mut self.more else { break };
+            match more.poll_recv(cx) {
+                Poll::Ready(Some(piece)) => self.ready = piece,
+                Poll::Ready(None) => self.more = None,
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Up to `size` bytes; empty at the end.
+    fn take(&mut self, size: usize) -> Bytes {
+        self.ready.split_to(size.min(self.ready.len()))
+    }
+}
+
+impl Stdin {
+    pub(super) fn new(input: Input) -> Self {
+        let source = match input {
+            Input::Bytes(ready) => Source { ready, more: None },
+            Input::Stream(more) => Source { ready: Bytes::new(), more: Some(more) },
+        };
+        Self(Arc::new(Mutex::new(source)))
+    }
+}
+
+impl IsTerminal for Stdin {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdinStream for Stdin {
+    fn async_stream(&self) -> Box<dyn AsyncRead + Send + Sync> {
+        Box::new(tokio::io::empty()) // for WASI p3, which is not linked
+    }
+
+    fn p2_stream(&self) -> Box<dyn InputStream> {
+        Box::new(self.clone())
+    }
+}
+
+#[async_trait]
+impl Pollable for Stdin {
+    async fn ready(&mut self) {
+        poll_fn(|cx| self.0.lock().poll_fill(cx)).await;
+    }
+}
+
+impl InputStream for Stdin {
+    fn read(&mut self, size: usize) -> StreamResult<Bytes> {
+        let mut source = self.0.lock();
+        if source.poll_fill(&mut Context::from_waker(Waker::noop())).is_pending() {
+            return Ok(Bytes::new());
+        }
+        match source.take(size) {
+            piece if piece.is_empty() && size > 0 => Err(StreamError::Closed),
+            piece => Ok(piece),
+        }
+    }
+}
+
+/// Standard output.
+#[derive(Clone)]
+pub(super) struct Stdout(Arc<Mutex<Sink>>);
+
+struct Sink {
+    to: To,
+    started: Instant,
+    first_byte: Option<Duration>,
+    halt: Option<Halt>,
+}
+
+enum To {
+    Collect { first: Bytes, rest: BytesMut, limit: usize },
+    Stream { sender: mpsc::Sender<Bytes>, stuck: Option<Bytes> },
+}
+
+impl Stdout {
+    pub(super) fn new(output: Output, started: Instant) -> Self {
+        let to = match output {
+            Output::Collect { limit_bytes } => {
+                To::Collect { first: Bytes::new(), rest: BytesMut::new(), limit: limit_bytes }
+            }
+            Output::Stream(sender) => To::Stream { sender, stuck: None },
+        };
+        Self(Arc::new(Mutex::new(Sink { to, started, first_byte: None, halt: None })))
+    }
+
+    /// Why the stream ended the run, if it did.
+    pub(super) fn halt(&self) -> Option<Halt> {
+        self.0.lock().halt
+    }
+
+    /// From the start to the first byte.
+    pub(super) fn first_byte(&self) -> Option<Duration> {
+        self.0.lock().first_byte
+    }
+
+    /// What was collected.
+    pub(super) fn collected(&self) -> Bytes {
+        match &mut self.0.lock().to {
+            To::Stream { .. } => Bytes::new(),
+            To::Collect { first, rest, .. } if rest.is_empty() => std::mem::take(first),
+            To::Collect { rest, .. } => std::mem::take(rest).freeze(),
+        }
+    }
+}
+
+impl Sink {
+    fn stop(&mut self, halt: Halt) -> StreamError {
+        self.halt = Some(halt);
+        halt.trap()
+    }
+
+    fn write(&mut self, piece: Bytes) -> StreamResult<()> {
+        if piece.is_empty() {
+            return Ok(());
+        }
+        if self.first_byte.is_none() {
+            self.first_byte = Some(self.started.elapsed());
+        }
+        let halt = match &mut self.to {
+            To::Collect { first, rest, limit } => collect(first, rest, *limit, piece),
+            To::Stream { sender, stuck } => match sender.try_send(piece) {
+                Ok(()) => None,
+                Err(mpsc::error::TrySendError::Full(piece)) if stuck.is_none() => {
+                    *stuck = Some(piece);
+                    None
+                }
+                Err(mpsc::error::TrySendError::Full(_)) => {
+                    return Err(StreamError::trap("a write without room: check-write had answered 0"));
+                }
+                Err(mpsc::error::TrySendError::Closed(_)) => Some(Halt::Cancelled),
+            },
+        };
+        halt.map_or(Ok(()), |halt| Err(self.stop(halt)))
+    }
+
+    /// How many bytes the next write may carry; 0 means wait.
+    fn room(&mut self) -> StreamResult<usize> {
+        let To::Stream { sender, stuck } = &mut self.to else { return Ok(PIECE) };
+        if sender.is_closed() {
+            return Err(self.stop(Halt::Cancelled));
+        }
+        if let Some(piece) = stuck.take()
+            && let Err(mpsc::error::TrySendError::Full(piece)) = sender.try_send(piece)
+        {
+            *stuck = Some(piece);
+            return Ok(0);
+        }
+        Ok(if sender.capacity() > 0 { PIECE } else { 0 })
+    }
+}
+
+fn collect(first: &mut Bytes, rest: &mut BytesMut, limit: usize, piece: Bytes) -> Option<Halt> {
+    if first.len().max(rest.len()) + piece.len() > limit {
+        return Some(Halt::OutputLimit { limit_bytes: limit });
+    }
+    if first.is_empty() {
+        *first = piece;
+        return None;
+    }
+    if rest.is_empty() {
+        rest.extend_from_slice(first);
+    }
+    rest.extend_from_slice(&piece);
+    None
+}
+
+impl IsTerminal for Stdout {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdoutStream for Stdout {
+    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
+        Box::new(tokio::io::sink()) // for WASI p3, which is not linked
+    }
+
+    fn p2_stream(&self) -> Box<dyn OutputStream> {
+        Box::new(self.clone())
+    }
+}
+
+#[async_trait]
+impl Pollable for Stdout {
+    async fn ready(&mut self) {
+        let sender = match &self.0.lock().to {
+            To::Stream { sender, .. } => sender.clone(),
+            To::Collect { .. } => return,
+        };
+        // Room or a closed channel; `room` tells which.
+        let _ = sender.reserve().await;
+    }
+}
+
+impl OutputStream for Stdout {
+    fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        self.0.lock().write(bytes)
+    }
+
+    fn flush(&mut self) -> StreamResult<()> {
+        Ok(())
+    }
+
+    fn check_write(&mut self) -> StreamResult<usize> {
+        self.0.lock().room()
+    }
+}
+
+/// Standard error.
+#[derive(Clone)]
+pub(super) struct Stderr(pub(super) Arc<dyn LogSink>);
+
+impl IsTerminal for Stderr {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdoutStream for Stderr {
+    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
+        Box::new(tokio::io::sink()) // for WASI p3, which is not linked
+    }
+
+    fn p2_stream(&self) -> Box<dyn OutputStream> {
+        Box::new(self.clone())
+    }
+}
+
+#[async_trait]
+impl Pollable for Stderr {
+    async fn ready(&mut self) {}
+}
+
+impl OutputStream for Stderr {
+    fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        self.0.write(&bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> StreamResult<()> {
+        Ok(())
+    }
+
+    fn check_write(&mut self) -> StreamResult<usize> {
+        Ok(PIECE)
+    }
+}

@@ -1,0 +1,4 @@
+//! Behaviour of the engines, one module each.
+
+#[cfg(feature = "wasm")]
+mod wasm;
