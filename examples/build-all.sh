@@ -8,7 +8,7 @@ check=
 while [ $# -gt 0 ]; do
   case "$1" in
     --install) apt-get install -y --no-install-recommends rustc libstd-rust-dev-wasm32 cargo \
-      clang lld wasi-libc libclang-rt-dev-wasm32 npm python3-venv ;;
+      clang lld wasi-libc libclang-rt-dev-wasm32 nodejs npm python3-venv ;;
     --check) check=yes ;;
     -*) echo "unknown option: $1" >&2; exit 2 ;;
     *) break ;;
