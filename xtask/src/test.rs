@@ -11,7 +11,7 @@ use anyhow::Context;
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Passed on to `cargo test` (for example `-p novum-sandbox process`).
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     cargo: Vec<String>,
@@ -21,7 +21,7 @@ pub struct Args {
 ///
 /// # Errors
 /// Where cargo could not be started or its output not read.
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.arg("test");
     if args.cargo.is_empty() {
