@@ -1,0 +1,3 @@
+//! Threads of the program and what they wait for.
+
+pub(crate) mod futex;
