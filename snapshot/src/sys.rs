@@ -1,0 +1,10 @@
+//! Memory mapped from snapshots: the only unsafe code of this crate.
+
+#![allow(
+    unsafe_code,
+    reason = "mmap, madvise and munmap are unsafe by nature; everything else stays outside"
+)]
+
+mod map;
+
+pub use map::{Access, MapError, MappedRegion, Mapping};
