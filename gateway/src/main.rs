@@ -1,2 +1,7 @@
-//! Placeholder.
-fn main() {}
+//! The `novum` program; everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    novum::cli::main()
+}

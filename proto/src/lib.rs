@@ -7,7 +7,7 @@
 #[cfg(feature = "gateway")]
 pub mod gateway {
     /// Version 1.
-    #[allow(missing_docs, unreachable_pub, clippy::doc_markdown)]
+    #[allow(missing_docs, unreachable_pub, clippy::doc_markdown, clippy::large_enum_variant)]
     pub mod v1 {
         tonic::include_proto!("novum.gateway.v1");
 

@@ -119,6 +119,20 @@ pub enum EngineChoice {
 }
 
 impl EngineChoice {
+    /// Every choice, in the order in which they are explained.
+    pub const ALL: [Self; 4] = [Self::Auto, Self::Wasm, Self::Process, Self::Linux];
+
+    /// As spelled in a manifest.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Wasm => "wasm",
+            Self::Process => "process",
+            Self::Linux => "linux",
+        }
+    }
+
     /// The engine that was named; `None` for `auto`.
     #[must_use]
     pub const fn kind(self) -> Option<EngineKind> {

@@ -1,0 +1,3 @@
+//! Behaviour of the gateway and its command line, seen from outside: one binary, one folder.
+
+mod manifest;
