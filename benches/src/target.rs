@@ -1,0 +1,162 @@
+//! The servers under load.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
+use novum_proto::gateway::v1::admin_client::AdminClient;
+use novum_proto::gateway::v1::functions_client::FunctionsClient;
+use novum_proto::gateway::v1::{DeployRequest, Pool};
+use novum_proto::gateway::v1::{
+    Engine, InvokeRequest, InvokeResponse, Manifest, StatsRequest, deploy_request, exit_status,
+};
+use tonic::transport::Channel;
+
+use crate::floors::wasmtime_call::EMPTY_WAT;
+
+const ECHO_WAT: &str = include_str!("../../examples/echo/echo.wat");
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// A server process; killed when dropped.
+pub struct Server {
+    child: Child,
+    /// `HOST:PORT`
+    pub address: String,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already; either way nothing is left running.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Server {
+    /// A floor: this program again, with the subcommand that serves it.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub fn floor(name: &str, workers: usize) -> Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["floor", name, "--workers", &workers.to_string()]).stdout(Stdio::piped());
+        let mut child = command.spawn().context("starting a floor")?;
+        let mut line = String::new();
+        let stdout = child.stdout.take().context("the floor's standard output is a pipe")?;
+        BufReader::new(stdout).read_line(&mut line)?;
+        ensure!(!line.is_empty(), "the floor {name} ended before it listened");
+        Ok(Self { child, address: line.trim().to_owned() })
+    }
+
+    /// The gateway, with the functions `empty` and `echo` deployed.
+    ///
+    /// # Errors
+    /// Where it does not start or refuses them.
+    pub async fn novum(program: &Path, data: &Path, workers: usize) -> Result<Self> {
+        let port_file = data.join("ports");
+        let child = Command::new(program)
+            .args(["serve", "--listen", "127.0.0.1:0", "--workers", &workers.to_string()])
+            .arg("--port-file")
+            .arg(&port_file)
+            .arg("--data-dir")
+            .arg(data.join("data"))
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(data.join("log"))?)
+            .spawn()
+            .with_context(|| format!("starting {}", program.display()))?;
+        let mut server = Self { child, address: String::new() };
+        server.address = server.wait_for_port(&port_file, &data.join("log")).await?;
+        for (name, wat) in [("empty", EMPTY_WAT), ("echo", ECHO_WAT)] {
+            server.deploy(name, wat).await.with_context(|| format!("deploying {name}"))?;
+        }
+        Ok(server)
+    }
+
+    async fn wait_for_port(&mut self, port_file: &Path, log: &Path) -> Result<String> {
+        let start = Instant::now();
+        while start.elapsed() < START_LIMIT {
+            if let Some(address) =
+                std::fs::read_to_string(port_file).ok().and_then(|t| t.lines().next().map(str::to_owned))
+            {
+                return Ok(address);
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!(
+                    "the gateway ended with {status}: {}",
+                    std::fs::read_to_string(log).unwrap_or_default()
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        bail!("the gateway did not listen within {START_LIMIT:?}")
+    }
+
+    async fn channel(&self) -> Result<Channel> {
+        Ok(Channel::from_shared(format!("http://{}", self.address))?.connect().await?)
+    }
+
+    async fn deploy(&self, name: &str, wat: &'static str) -> Result<()> {
+        let manifest = Manifest {
+            name: name.into(),
+            engine: Engine::Wasm.into(),
+            memory_bytes: Some(1 << 20),
+            pool: Some(Pool { max: Some(256), queue: Some(1024), ..Default::default() }),
+            ..Default::default()
+        };
+        let start = deploy_request::Start { manifest: Some(manifest), ..Default::default() };
+        let parts = [
+            deploy_request::Part::Start(start),
+            deploy_request::Part::Chunk(Bytes::from_static(wat.as_bytes())),
+        ];
+        let stream = tokio_stream::iter(parts.map(|part| DeployRequest { part: Some(part) }));
+        FunctionsClient::new(self.channel().await?).deploy(stream).await?;
+        Ok(())
+    }
+
+    /// One invocation by a client that reads the reply.
+    ///
+    /// # Errors
+    /// Where the function did not end with exit code 0. (A floor names no exit status.)
+    pub async fn invoke(&self, request: InvokeRequest) -> Result<InvokeResponse> {
+        let reply = FunctionsClient::new(self.channel().await?).invoke(request).await?.into_inner();
+        match reply.exit.as_ref().and_then(|exit| exit.status.as_ref()) {
+            None | Some(exit_status::Status::Code(0)) => Ok(reply),
+            Some(other) => bail!("the function ended with {other:?}"),
+        }
+    }
+
+    /// How many invocations of `function` the gateway counts as succeeded.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub async fn succeeded(&self, function: &str) -> Result<u64> {
+        let stats = AdminClient::new(self.channel().await?).stats(StatsRequest {}).await?.into_inner();
+        let counts = stats.functions.iter().find(|counts| counts.function == function);
+        Ok(counts.with_context(|| format!("the gateway's stats do not know {function}"))?.succeeded)
+    }
+}
+
+/// The gateway's program: the given path, or built now in the profile of this program, so that it is never stale.
+///
+/// # Errors
+/// Where the build fails.
+pub fn novum_program(given: Option<PathBuf>) -> Result<PathBuf> {
+    if let Some(path) = given {
+        return Ok(path);
+    }
+    let program = std::env::current_exe()?.with_file_name("novum");
+    let Some(cargo) = std::env::var_os("CARGO") else {
+        ensure!(program.exists(), "{} is missing; run this through cargo or give --novum", program.display());
+        return Ok(program);
+    };
+    let mut build = Command::new(cargo);
+    build.args(["build", "--quiet", "--package", "novum", "--bin", "novum"]);
+    if !cfg!(debug_assertions) {
+        build.arg("--release");
+    }
+    ensure!(build.status().context("cargo")?.success(), "building novum failed");
+    Ok(program)
+}
