@@ -83,6 +83,40 @@ pub struct Imported {
     pub folder: PathBuf,
 }
 
+impl Imported {
+    /// The ELF file: the 64-bit entry, and PVH where the kernel has it.
+    #[must_use]
+    pub fn vmlinux(&self) -> PathBuf {
+        self.folder.join("vmlinux")
+    }
+
+    /// As the distribution ships it.
+    #[must_use]
+    pub fn bzimage(&self) -> PathBuf {
+        self.folder.join("bzImage")
+    }
+
+    /// An initramfs with the modules; see [`archive`].
+    #[must_use]
+    pub fn modules(&self) -> PathBuf {
+        self.folder.join("modules.cpio")
+    }
+}
+
+/// The imported kernels in `cache`, newest first.
+#[must_use]
+pub fn imported(cache: &Cache) -> Vec<Imported> {
+    let entries = fs::read_dir(cache.root()).into_iter().flatten().flatten();
+    let ours = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX));
+    let mut found: Vec<_> =
+        ours.map(|entry| (entry.metadata().and_then(|data| data.modified()).ok(), entry.path())).collect();
+    found.sort();
+    found.into_iter().rev().map(|(_, folder)| Imported { folder }).collect()
+}
+
+/// How the names of imported kernels begin.
+const PREFIX: &str = "imported-";
+
 /// Imports `kernel` with [`GUEST_MODULES`] into `cache`, once.
 ///
 /// # Errors
@@ -91,7 +125,7 @@ pub fn import(cache: &Cache, kernel: &Distribution) -> Result<Imported, Error> {
     let path = kernel.bzimage();
     let bzimage = fs::read(&path).map_err(Error::file("reading", &path))?;
     let name = format!(
-        "imported-{}-{}",
+        "{PREFIX}{}-{}",
         kernel.release,
         short_digest(&[&bzimage, GUEST_MODULES.join(",").as_bytes()])
     );

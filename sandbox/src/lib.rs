@@ -15,6 +15,8 @@ pub mod engine;
 pub mod engines;
 pub mod error;
 pub mod function;
+#[cfg(feature = "vm")]
+pub mod linux;
 pub mod share;
 #[cfg(feature = "wasm")]
 pub mod wasm;

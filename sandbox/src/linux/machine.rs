@@ -1,0 +1,180 @@
+//! A running Linux guest: memory, KVM's VM, devices on the buses, vCPU threads.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Kvm, VmFd};
+use parking_lot::Mutex;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::boot::{self, BootSource, Entry};
+use super::bus::{Bus, Shared};
+use super::devices::power::{CLOCK_PORT, I8042, I8042_DATA_PORT, I8042_PORTS, NoClock, POWER_PORTS, Power};
+use super::devices::serial::{Com1, Log};
+use super::end::{End, Ending};
+use super::error::Error;
+use super::layout::{self, MAX_VCPUS, SERIAL_GSI, SERIAL_PORT, SLEEP_CONTROL_PORT};
+use super::memory::{self, Memory};
+use super::sys::{self, ThreadId};
+use super::vcpu::{self, Runner};
+
+/// What a machine is made of.
+pub struct MachineConfig {
+    /// Kernel, initramfs, command line.
+    pub boot: BootSource,
+    /// Guest memory, a multiple of 4096.
+    pub memory_bytes: u64,
+    /// 1 to [`MAX_VCPUS`](layout::MAX_VCPUS).
+    pub vcpus: u8,
+    /// Whether there is a PIT, for kernels that cannot do without.
+    pub pit: bool,
+    /// Takes what the kernel writes to its console.
+    pub console: Box<dyn Write + Send>,
+}
+
+/// Serial ports have eight registers.
+const SERIAL_PORTS: u64 = 8;
+/// How long a kicked thread may take before it is kicked again: a kick between the test of the flag and KVM_RUN is lost.
+const KICK_AGAIN: Duration = Duration::from_millis(5);
+
+/// A guest that was started. Dropping it stops it.
+pub struct Machine {
+    threads: Vec<VcpuThread>,
+    ending: Arc<Ending>,
+    // Dropped in this order: KVM lets go of the memory before it is unmapped.
+    _vm: Arc<VmFd>,
+    _memory: Memory,
+}
+
+struct VcpuThread {
+    handle: Option<JoinHandle<()>>,
+    id: ThreadId,
+    ended: Receiver<()>,
+}
+
+impl Machine {
+    /// Makes the machine and starts it at the kernel's entry.
+    ///
+    /// # Errors
+    /// Where the configuration does not hold, a file cannot be read or KVM refuses.
+    pub fn boot(config: MachineConfig) -> Result<Self, Error> {
+        if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
+            return Err(Error::Config(format!("{} vCPUs: 1 to {MAX_VCPUS} are possible", config.vcpus)));
+        }
+        let kvm = Kvm::new().map_err(Error::kvm("opening /dev/kvm"))?;
+        let memory = memory::allocate(config.memory_bytes)?;
+        let entry = boot::load(&memory, config.memory_bytes, &config.boot, config.vcpus, &[])?;
+        let vm = Arc::new(create_vm(&kvm, &memory, config.pit)?);
+        let ending = Arc::new(Ending::default());
+        let ports = Arc::new(ports(&vm, config.console, &ending)?);
+        let runners = runners(&kvm, &vm, config.vcpus, &ports, &ending)?;
+        start_state(&runners, &memory, entry)?;
+        sys::install_kick_handler().map_err(Error::host("installing a signal handler"))?;
+        let threads = runners.into_iter().map(spawn).collect::<Result<_, Error>>()?;
+        Ok(Self { threads, ending, _vm: vm, _memory: memory })
+    }
+
+    /// Waits until the guest has ended; `None` when `deadline` passed first (the guest then runs on).
+    #[must_use]
+    pub fn wait(&self, deadline: Option<Instant>) -> Option<End> {
+        self.ending.wait(deadline)
+    }
+
+    /// Stops the guest where it is; returns how it ended, which may have been earlier.
+    pub fn stop(self) -> End {
+        self.ending.note(End::Stopped);
+        self.ending.wait(None).unwrap_or(End::Stopped)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.ending.note(End::Stopped);
+        for thread in &mut self.threads {
+            // A kick may come just before the thread enters the guest; then the next one gets it out.
+            loop {
+                thread.id.kick();
+                match thread.ended.recv_timeout(KICK_AGAIN) {
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
+                }
+            }
+            if let Some(handle) = thread.handle.take() {
+                // A panic there has been printed; the machine goes away either way.
+                let _ = handle.join();
+            }
+        }
+    }
+}
+
+fn create_vm(kvm: &Kvm, memory: &Memory, pit: bool) -> Result<VmFd, Error> {
+    let vm = kvm.create_vm().map_err(Error::kvm("creating a VM"))?;
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(Error::kvm("placing the identity map"))?;
+    vm.set_tss_address(layout::KVM_TSS).map_err(Error::kvm("placing the TSS"))?;
+    vm.create_irq_chip().map_err(Error::kvm("creating the interrupt controllers"))?;
+    if pit {
+        let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        vm.create_pit2(config).map_err(Error::kvm("creating the PIT"))?;
+    }
+    sys::set_memslots(&vm, memory)?;
+    Ok(vm)
+}
+
+/// The devices on I/O ports.
+fn ports(vm: &VmFd, console: Log, ending: &Arc<Ending>) -> Result<Bus, Error> {
+    let interrupt = EventFd::new(EFD_NONBLOCK).map_err(Error::host("making an eventfd"))?;
+    vm.register_irqfd(&interrupt, SERIAL_GSI).map_err(Error::kvm("connecting an interrupt"))?;
+    let mut ports = Bus::default();
+    let com1 = Com1::new(interrupt, console, ending.clone());
+    ports.insert(SERIAL_PORT.into(), SERIAL_PORTS, shared(com1));
+    ports.insert(SLEEP_CONTROL_PORT.into(), POWER_PORTS, shared(Power(ending.clone())));
+    ports.insert(I8042_DATA_PORT.into(), I8042_PORTS, shared(I8042(ending.clone())));
+    ports.insert(CLOCK_PORT.into(), 2, shared(NoClock));
+    Ok(ports)
+}
+
+fn shared(device: impl super::bus::BusDevice + 'static) -> Shared {
+    Arc::new(Mutex::new(device))
+}
+
+fn runners(
+    kvm: &Kvm,
+    vm: &VmFd,
+    count: u8,
+    ports: &Arc<Bus>,
+    ending: &Arc<Ending>,
+) -> Result<Vec<Runner>, Error> {
+    let supported = vcpu::supported_cpuid(kvm)?;
+    let mmio = Arc::new(Bus::default());
+    let make = |id: u8| {
+        let vcpu = vm.create_vcpu(id.into()).map_err(Error::kvm("creating a vCPU"))?;
+        vcpu::configure(&vcpu, &supported, id, count)?;
+        Ok(Runner { id, vcpu, ports: ports.clone(), mmio: mmio.clone(), ending: ending.clone() })
+    };
+    (0..count).map(make).collect()
+}
+
+/// The first processor begins at the kernel's entry; the others wait for it to wake them.
+fn start_state(runners: &[Runner], memory: &Memory, entry: Entry) -> Result<(), Error> {
+    boot::set_boot_state(&runners[0].vcpu, memory, entry)
+}
+
+fn spawn(runner: Runner) -> Result<VcpuThread, Error> {
+    let (tell_id, id) = channel();
+    let (tell_end, ended) = channel();
+    let name = format!("vcpu{}", runner.id);
+    let work = move || {
+        // Dropped at the end of the thread, however it comes: that is the message.
+        let _tell_end = tell_end;
+        let _ = tell_id.send(ThreadId::own());
+        runner.run();
+    };
+    let handle =
+        std::thread::Builder::new().name(name).spawn(work).map_err(Error::host("starting a vCPU thread"))?;
+    let id = id.recv().map_err(|_| Error::Config("a vCPU thread ended before it began".into()))?;
+    Ok(VcpuThread { handle: Some(handle), id, ended })
+}

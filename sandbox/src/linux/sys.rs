@@ -1,0 +1,102 @@
+//! The unsafe part of the linux engine: memslots, files mapped into guest memory, signals to vCPU threads.
+//!
+//! Each is a call into the kernel that no safe wrapper we know covers; the checks are made here.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use super::error::Error;
+use super::layout::PAGE;
+use super::memory::Memory;
+
+/// Gives every region of `memory` to `vm` as a memslot. `memory` must live as long as the VM: [`Machine`] drops the
+/// VM first.
+///
+/// [`Machine`]: super::Machine
+pub(crate) fn set_memslots(vm: &VmFd, memory: &Memory) -> Result<(), Error> {
+    for (slot, region) in memory.iter().enumerate() {
+        let address = region.get_host_address(vm_memory::MemoryRegionAddress(0));
+        let address = address.map_err(|error| Error::Config(format!("guest memory: {error}")))?;
+        let slot = kvm_userspace_memory_region {
+            slot: slot as u32,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: address as u64,
+            flags: 0,
+        };
+        // SAFETY: the range is a mapping that belongs to `memory`; regions of one GuestMemoryMmap do not overlap, and
+        // the caller keeps it alive for as long as the VM (see above).
+        unsafe { vm.set_user_memory_region(slot) }.map_err(Error::kvm("giving memory to the VM"))?;
+    }
+    Ok(())
+}
+
+/// Maps `length` bytes of `file` from `offset` over guest memory at `at`: the guest reads the file's pages, and its
+/// writes go to private copies. All three are multiples of a page. False where the range is not memory of one
+/// region.
+pub(crate) fn map_file(
+    memory: &Memory,
+    at: GuestAddress,
+    file: &File,
+    offset: u64,
+    length: u64,
+) -> io::Result<bool> {
+    assert!([at.0, offset, length].iter().all(|value| value.is_multiple_of(PAGE)), "whole pages are mapped");
+    let Ok(slice) = memory.get_slice(at, length as usize) else {
+        return Ok(false);
+    };
+    let address = slice.ptr_guard_mut().as_ptr();
+    // SAFETY: `get_slice` has shown that the range lies in one mapping of `memory`, which is only reached through
+    // volatile accesses, so nobody holds a Rust reference into what is replaced; dropping `memory` unmaps the range as
+    // a whole.
+    let got = unsafe {
+        libc::mmap(
+            address.cast(),
+            length as usize,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+            file.as_raw_fd(),
+            offset as libc::off_t,
+        )
+    };
+    if got == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(true) }
+}
+
+/// The signal that brings a vCPU thread out of KVM_RUN. It does nothing else.
+pub(crate) const KICK: i32 = 12;
+
+/// Installs the empty handler of [`KICK`]; once per process is enough, more does no harm.
+pub(crate) fn install_kick_handler() -> io::Result<()> {
+    extern "C" fn nothing(_: i32) {}
+    // SAFETY: a zeroed sigaction is a valid one (no flags: a blocked system call is not restarted, which is the point);
+    // the handler touches nothing.
+    let result = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as *const () as usize;
+        libc::sigaction(libc::SIGRTMIN() + KICK, &raw const action, std::ptr::null_mut())
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A thread that can be kicked: its kernel id, taken by itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ThreadId(i32);
+
+impl ThreadId {
+    /// The calling thread's.
+    pub(crate) fn own() -> Self {
+        Self(rustix::thread::gettid().as_raw_nonzero().get())
+    }
+
+    /// Sends [`KICK`]. A thread that has ended is no error.
+    pub(crate) fn kick(self) {
+        // SAFETY: tgkill takes plain numbers; the handler was installed before the thread began.
+        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.0, libc::SIGRTMIN() + KICK) };
+    }
+}
