@@ -14,10 +14,10 @@ use novum_sandbox::linux::layout::EXIT_PORT;
 use novum_sandbox::linux::{End, Machine, MachineConfig};
 
 /// Far above what a boot takes in the rig.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The cache of kernels, where guests can run: only where ring 0 runs on the processor. The rig says so.
-pub fn kernels(test: &str) -> Option<Cache> {
+pub(crate) fn kernels(test: &str) -> Option<Cache> {
     if std::env::var_os("NOVUM_RIG").is_none() {
         eprintln!("SKIPPED: {test}: Linux guests are tested in the rig (cargo xtask rig test)");
         return None;
@@ -28,7 +28,7 @@ pub fn kernels(test: &str) -> Option<Cache> {
 }
 
 /// Our kernel.
-pub fn our_kernel(test: &str) -> Option<build::Kernel> {
+pub(crate) fn our_kernel(test: &str) -> Option<build::Kernel> {
     let kernel = build::built(&kernels(test)?);
     if kernel.is_none() {
         eprintln!("SKIPPED: {test}: there is no guest kernel (novum kernel build)");
@@ -37,7 +37,7 @@ pub fn our_kernel(test: &str) -> Option<build::Kernel> {
 }
 
 /// Debian's kernel, imported.
-pub fn debian_kernel(test: &str) -> Option<import::Imported> {
+pub(crate) fn debian_kernel(test: &str) -> Option<import::Imported> {
     let kernel = import::imported(&kernels(test)?).into_iter().next();
     if kernel.is_none() {
         eprintln!("SKIPPED: {test}: there is no imported kernel (novum kernel import)");
@@ -47,7 +47,7 @@ pub fn debian_kernel(test: &str) -> Option<import::Imported> {
 
 /// A console that can be read afterwards.
 #[derive(Clone, Default)]
-pub struct Console(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Console(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -60,13 +60,13 @@ impl Write for Console {
 }
 
 impl Console {
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
     }
 }
 
 /// busybox as init, running `script`, in which `$b` is busybox and `/exit` ends the machine with code 42.
-pub fn initramfs(script: &str) -> Initramfs {
+pub(crate) fn initramfs(script: &str) -> Initramfs {
     let busybox = std::fs::read("/bin/busybox").expect("busybox-static is installed");
     let mut cpio = Cpio::new();
     for folder in ["bin", "dev", "proc", "sys", "mnt"] {
@@ -116,17 +116,17 @@ fn exit_program(code: u8) -> Vec<u8> {
 }
 
 /// A guest to boot.
-pub struct Guest {
-    pub kernel: PathBuf,
-    pub modules: Option<PathBuf>,
-    pub entry: EntryKind,
-    pub words: &'static str,
-    pub vcpus: u8,
-    pub memory_mib: u64,
+pub(crate) struct Guest {
+    pub(crate) kernel: PathBuf,
+    pub(crate) modules: Option<PathBuf>,
+    pub(crate) entry: EntryKind,
+    pub(crate) words: &'static str,
+    pub(crate) vcpus: u8,
+    pub(crate) memory_mib: u64,
 }
 
 impl Guest {
-    pub fn new(kernel: PathBuf) -> Self {
+    pub(crate) fn new(kernel: PathBuf) -> Self {
         Self {
             kernel,
             modules: None,
@@ -138,7 +138,7 @@ impl Guest {
     }
 
     /// Boots with `script` as init.
-    pub fn boot(&self, script: &str, console: &Console) -> Machine {
+    pub(crate) fn boot(&self, script: &str, console: &Console) -> Machine {
         let words = "console=ttyS0 panic=-1 tsc=reliable no_timer_check i8042.nokbd pci=off";
         let mut archives = vec![initramfs(script)];
         archives.extend(self.modules.clone().map(Initramfs::File));
@@ -158,7 +158,7 @@ impl Guest {
     }
 
     /// Boots, runs `script` as init, returns how it ended and the console.
-    pub fn run(&self, script: &str) -> (End, String) {
+    pub(crate) fn run(&self, script: &str) -> (End, String) {
         let console = Console::default();
         let machine = self.boot(script, &console);
         let end = machine.wait(Some(Instant::now() + PATIENCE));
