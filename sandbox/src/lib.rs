@@ -16,7 +16,13 @@ pub mod engines;
 pub mod error;
 pub mod function;
 #[cfg(feature = "vm")]
+#[allow(dead_code)] // wired part by part
+pub(crate) mod kvm;
+#[cfg(feature = "vm")]
 pub mod linux;
+#[cfg(feature = "vm")]
+#[allow(dead_code)] // wired part by part
+pub mod process;
 pub mod share;
 #[cfg(feature = "wasm")]
 pub mod wasm;

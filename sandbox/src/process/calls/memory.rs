@@ -1,0 +1,225 @@
+//! Memory: `mmap`, `munmap`, `mprotect`, `mremap`, `madvise`, `brk` and what belongs to them.
+
+use std::sync::Arc;
+
+use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
+
+use super::{Args, Entry, Outcome};
+use crate::kvm::layout::{PAGE, USER_END};
+use crate::kvm::sys::Advice;
+use crate::process::Process;
+use crate::process::memory::{At, FilePart, MappedFile, Move, Prot, Request};
+
+pub(super) const CALLS: &[Entry] = &[
+    (libc::SYS_mmap, mmap),
+    (libc::SYS_munmap, munmap),
+    (libc::SYS_mprotect, mprotect),
+    (libc::SYS_mremap, mremap),
+    (libc::SYS_madvise, madvise),
+    (libc::SYS_brk, brk),
+    (libc::SYS_msync, msync),
+    (libc::SYS_mincore, mincore),
+    (libc::SYS_mlock, mlock),
+    (libc::SYS_mlock2, mlock),
+    (libc::SYS_munlock, mlock),
+    (libc::SYS_munlockall, nothing),
+    (libc::SYS_mlockall, nothing),
+];
+
+/// Flags that `MAP_SHARED_VALIDATE` knows.
+const KNOWN_FLAGS: i32 = libc::MAP_SHARED_VALIDATE
+    | libc::MAP_FIXED
+    | libc::MAP_FIXED_NOREPLACE
+    | libc::MAP_ANONYMOUS
+    | libc::MAP_32BIT
+    | libc::MAP_GROWSDOWN
+    | libc::MAP_DENYWRITE
+    | libc::MAP_EXECUTABLE
+    | libc::MAP_LOCKED
+    | libc::MAP_NORESERVE
+    | libc::MAP_POPULATE
+    | libc::MAP_NONBLOCK
+    | libc::MAP_STACK;
+
+fn mmap(process: &mut Process, [address, len, prot, flags, fd, offset]: Args) -> Result<Outcome, Errno> {
+    let flags = flags as i32;
+    let has = |flag: i32| flags & flag == flag;
+    let shared = match flags & libc::MAP_TYPE {
+        libc::MAP_SHARED => true,
+        libc::MAP_SHARED_VALIDATE if flags & !KNOWN_FLAGS != 0 => return Err(Errno::OPNOTSUPP),
+        libc::MAP_SHARED_VALIDATE => true,
+        libc::MAP_PRIVATE => false,
+        _ => return Err(Errno::INVAL),
+    };
+    if !offset.is_multiple_of(PAGE) {
+        return Err(Errno::INVAL);
+    }
+    if len == 0 {
+        return Err(Errno::INVAL);
+    }
+    if has(libc::MAP_HUGETLB) {
+        // No such pages are set aside, as on a machine with none.
+        return Err(Errno::NOMEM);
+    }
+    // Linux ignores unknown protection bits here.
+    let known = (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC) as u64;
+    let prot = Prot::from_bits(prot & known).ok_or(Errno::INVAL)?;
+    let file = if has(libc::MAP_ANONYMOUS) {
+        if shared { Some(shared_zeroes(len)?) } else { None }
+    } else {
+        let file = process.mappable(fd)?;
+        Some(FilePart { file, offset, shared })
+    };
+    let request = Request {
+        at: place(address, flags),
+        len,
+        prot,
+        file,
+        grows_down: has(libc::MAP_GROWSDOWN),
+        no_reserve: has(libc::MAP_NORESERVE),
+        populate: flags & (libc::MAP_POPULATE | libc::MAP_LOCKED) != 0 && !has(libc::MAP_NONBLOCK),
+        label: "",
+    };
+    process.memory.map(request).map(Outcome::Value)
+}
+
+fn place(address: u64, flags: i32) -> At {
+    if flags & libc::MAP_FIXED_NOREPLACE != 0 {
+        At::FixedFree(address)
+    } else if flags & libc::MAP_FIXED != 0 {
+        At::Fixed(address)
+    } else if flags & libc::MAP_32BIT != 0 {
+        At::Low
+    } else {
+        At::Hint(address)
+    }
+}
+
+/// Memory that `MAP_SHARED | MAP_ANONYMOUS` gives: a file without a name.
+fn shared_zeroes(len: u64) -> Result<FilePart, Errno> {
+    let len = len.checked_next_multiple_of(PAGE).filter(|&len| len <= USER_END).ok_or(Errno::NOMEM)?;
+    let fd = rustix::fs::memfd_create(c"shared", MemfdFlags::CLOEXEC)?;
+    rustix::fs::ftruncate(&fd, len).map_err(|_| Errno::NOMEM)?;
+    let file = Arc::new(MappedFile { fd: fd.into(), name: "/dev/zero (deleted)".into() });
+    Ok(FilePart { file, offset: 0, shared: true })
+}
+
+fn munmap(process: &mut Process, [address, len, ..]: Args) -> Result<Outcome, Errno> {
+    process.memory.unmap(address, len)?;
+    Ok(Outcome::ZERO)
+}
+
+fn mprotect(process: &mut Process, [address, len, prot, ..]: Args) -> Result<Outcome, Errno> {
+    const GROWS: u64 = (libc::PROT_GROWSDOWN | libc::PROT_GROWSUP) as u64;
+    let prot = Prot::from_bits(prot & !GROWS).ok_or(Errno::INVAL)?;
+    process.memory.protect(address, len, prot)?;
+    Ok(Outcome::ZERO)
+}
+
+fn mremap(process: &mut Process, [old, old_len, new_len, flags, to, _]: Args) -> Result<Outcome, Errno> {
+    const MAY: u64 = libc::MREMAP_MAYMOVE as u64;
+    const FIXED: u64 = libc::MREMAP_FIXED as u64;
+    let how = match flags {
+        0 => Move::Never,
+        MAY => Move::May,
+        both if both == MAY | FIXED => Move::To(to),
+        _ => return Err(Errno::INVAL),
+    };
+    process.memory.remap(old, old_len, new_len, how).map(Outcome::Value)
+}
+
+fn madvise(process: &mut Process, [address, len, advice, ..]: Args) -> Result<Outcome, Errno> {
+    if !address.is_multiple_of(PAGE) {
+        return Err(Errno::INVAL);
+    }
+    let len = len.checked_next_multiple_of(PAGE).ok_or(Errno::INVAL)?;
+    let end = address.checked_add(len).ok_or(Errno::INVAL)?;
+    let advice = match advice as i32 {
+        libc::MADV_DONTNEED => Advice::DontNeed,
+        libc::MADV_FREE => Advice::Free,
+        libc::MADV_REMOVE => Advice::Remove,
+        libc::MADV_HUGEPAGE => Advice::HugePage,
+        libc::MADV_NOHUGEPAGE => Advice::NoHugePage,
+        libc::MADV_POPULATE_READ => Advice::PopulateRead,
+        libc::MADV_POPULATE_WRITE => Advice::PopulateWrite,
+        // About what the host may do when it likes, or what only fork and core dumps would show.
+        libc::MADV_NORMAL
+        | libc::MADV_RANDOM
+        | libc::MADV_SEQUENTIAL
+        | libc::MADV_WILLNEED
+        | libc::MADV_DONTFORK
+        | libc::MADV_DOFORK
+        | libc::MADV_MERGEABLE
+        | libc::MADV_UNMERGEABLE
+        | libc::MADV_DONTDUMP
+        | libc::MADV_DODUMP
+        | libc::MADV_COLD
+        | libc::MADV_PAGEOUT => return whole(process, address, end),
+        _ => return Err(Errno::INVAL),
+    };
+    if len > 0 {
+        process.memory.advise(address, end, advice)?;
+    }
+    Ok(Outcome::ZERO)
+}
+
+fn whole(process: &Process, start: u64, end: u64) -> Result<Outcome, Errno> {
+    if start == end || process.memory.vmas().is_whole(start, end) {
+        Ok(Outcome::ZERO)
+    } else {
+        Err(Errno::NOMEM)
+    }
+}
+
+fn brk(process: &mut Process, [end, ..]: Args) -> Result<Outcome, Errno> {
+    Ok(Outcome::Value(process.memory.set_break(end)))
+}
+
+fn msync(process: &mut Process, [address, len, flags, ..]: Args) -> Result<Outcome, Errno> {
+    const ASYNC: u64 = libc::MS_ASYNC as u64;
+    const INVALIDATE: u64 = libc::MS_INVALIDATE as u64;
+    const SYNC: u64 = libc::MS_SYNC as u64;
+    let unknown = flags & !(ASYNC | INVALIDATE | SYNC) != 0;
+    if unknown || flags & (ASYNC | SYNC) == ASYNC | SYNC || !address.is_multiple_of(PAGE) {
+        return Err(Errno::INVAL);
+    }
+    let len = len.checked_next_multiple_of(PAGE).ok_or(Errno::NOMEM)?;
+    let end = address.checked_add(len).ok_or(Errno::NOMEM)?;
+    if flags & SYNC != 0 {
+        process.memory.sync(address, end)?;
+    }
+    whole(process, address, end)
+}
+
+fn mincore(process: &mut Process, [address, len, into, ..]: Args) -> Result<Outcome, Errno> {
+    if !address.is_multiple_of(PAGE) {
+        return Err(Errno::INVAL);
+    }
+    let len = len.checked_next_multiple_of(PAGE).ok_or(Errno::NOMEM)?;
+    let end = address.checked_add(len).ok_or(Errno::NOMEM)?;
+    if len == 0 {
+        return Ok(Outcome::ZERO);
+    }
+    whole(process, address, end)?;
+    let mut at = address;
+    while at < end {
+        let piece_end = end.min(at + 4096 * PAGE);
+        let pages = process.memory.resident_pages(at, piece_end);
+        process.memory.write(into + (at - address) / PAGE, &pages)?;
+        at = piece_end;
+    }
+    Ok(Outcome::ZERO)
+}
+
+/// Locking pages only has to look as if it worked: what is swapped out is the host's business.
+fn mlock(process: &mut Process, [address, len, ..]: Args) -> Result<Outcome, Errno> {
+    let start = address & !(PAGE - 1);
+    let end =
+        address.checked_add(len).and_then(|end| end.checked_next_multiple_of(PAGE)).ok_or(Errno::INVAL)?;
+    whole(process, start, end)
+}
+
+fn nothing(_: &mut Process, _: Args) -> Result<Outcome, Errno> {
+    Ok(Outcome::ZERO)
+}

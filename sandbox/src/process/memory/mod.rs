@@ -1,0 +1,271 @@
+//! The program's memory: its mappings, the guest-physical memory behind them, and the page tables in between.
+//!
+//! ```text
+//! guest-virtual ──granule table (16 MiB)──> guest-physical ──base +──> host-virtual ──host's kernel──> pages
+//!      mappings (`vma`): what the program asked for          reservation (`Region`): mmap, mprotect, munmap
+//! ```
+//! A mapping of the program becomes the same mapping of the host at the address that the granules give, with the
+//! same rights and the same file; the host's kernel does demand paging, copy-on-write and sharing. The guest's tables
+//! ([`tables`]) only translate, and say what may be executed. This module knows no KVM: the run loop
+//! takes what the VM must learn ([`AddressSpace::take_slots`], [`AddressSpace::take_stale`]).
+
+mod change;
+mod extents;
+mod place;
+pub(crate) mod tables;
+pub(crate) mod user;
+pub(crate) mod vma;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use crate::kvm::entry;
+use crate::kvm::layout::{
+    CALL_STUB_GPA, CALL_STUB_GVA, DESCRIPTORS_GPA, FAULT_STUBS_GPA, GRANULE, LARGE_PAGE, PAGE, PIE_BASE,
+    RANDOM_GRANULES, RING0_STACK_GPA, STACK_BASE, STACK_GUARD, STACK_SIZE, SYSTEM_GVA, SYSTEM_SIZE,
+    TABLES_GPA,
+};
+use crate::kvm::sys::{Backing, Protection, Region};
+
+pub(crate) use change::{Move, Refusal};
+pub(crate) use extents::{Run, Slot};
+pub(crate) use place::{At, Request};
+pub(crate) use user::{Access, Buffer};
+pub(crate) use vma::{FilePart, MappedFile, Prot, Vma};
+
+use extents::Extents;
+use tables::{Rights, Tables};
+use vma::VmaMap;
+
+/// Where the parts of a program lie; random for each deployment, the same for all its sandboxes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Placement {
+    /// Where a position-independent program is loaded.
+    pub(crate) pie: u64,
+    /// First address above the main stack.
+    pub(crate) stack_top: u64,
+}
+
+impl Placement {
+    /// From 16 random bytes.
+    pub(crate) fn random(bytes: [u8; 16]) -> Self {
+        let number = u128::from_le_bytes(bytes);
+        let (a, b) = (number as u64, (number >> 64) as u64);
+        let granule = |n: u64| n % RANDOM_GRANULES * GRANULE;
+        // Some pages inside the first and last MiB of the granule; Linux randomises the page as well.
+        Self {
+            pie: PIE_BASE + granule(a) + (a >> 32) % 256 * PAGE,
+            stack_top: STACK_BASE + granule(b) + GRANULE - (1 + (b >> 32) % 255) * PAGE,
+        }
+    }
+
+    /// Highest end of a mapping whose place we choose.
+    pub(crate) fn mappings_top(&self) -> u64 {
+        self.stack_top - STACK_SIZE - STACK_GUARD
+    }
+}
+
+/// What the CPU pushed when it raised an exception.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Frame {
+    /// The error code; 0 where the exception has none.
+    pub(crate) error: u64,
+    /// Where it happened.
+    pub(crate) rip: u64,
+    /// The flags there.
+    pub(crate) rflags: u64,
+    /// The stack pointer there.
+    pub(crate) rsp: u64,
+}
+
+/// The heap that `brk` moves.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Heap {
+    /// Its first address.
+    pub(crate) start: u64,
+    /// First address after it, in bytes.
+    pub(crate) end: u64,
+}
+
+/// The address space of one program.
+#[derive(Debug)]
+pub(crate) struct AddressSpace {
+    region: Arc<Region>,
+    vmas: VmaMap,
+    extents: Extents,
+    tables: Tables,
+    /// Ranges whose pages are not entered in the tables yet.
+    pending: Vec<Range<u64>>,
+    heap: Heap,
+    placement: Placement,
+    limit_bytes: u64,
+    flush: bool,
+}
+
+/// Guest-physical memory beyond the limit, for mappings that cost the host no memory of the program (files, reservations that
+/// were touched).
+const PHYSICAL_SLACK: u64 = 64 << 30;
+
+impl AddressSpace {
+    /// An empty one for at most `limit_bytes` of memory.
+    pub(crate) fn new(limit_bytes: u64, placement: Placement) -> std::io::Result<Self> {
+        let size = (PHYSICAL_SLACK + limit_bytes.saturating_mul(4)).next_multiple_of(GRANULE);
+        let region = Arc::new(Region::reserve(size)?);
+        let tables = Tables::new(&region, SYSTEM_SIZE)?;
+        let extents = Extents::new(region.len());
+        let (pending, vmas, heap) = (Vec::new(), VmaMap::default(), Heap::default());
+        Ok(Self { region, vmas, extents, tables, pending, heap, placement, limit_bytes, flush: false })
+    }
+
+    /// The host memory behind.
+    pub(crate) fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+
+    /// The mappings.
+    pub(crate) fn vmas(&self) -> &VmaMap {
+        &self.vmas
+    }
+
+    /// The tables, for the system area's own entries.
+    pub(crate) fn tables_mut(&mut self) -> (&mut Tables, &Region) {
+        (&mut self.tables, &self.region)
+    }
+
+    /// Where the parts lie.
+    pub(crate) fn placement(&self) -> Placement {
+        self.placement
+    }
+
+    /// The heap.
+    pub(crate) fn heap(&self) -> Heap {
+        self.heap
+    }
+
+    /// The memory limit.
+    pub(crate) fn limit_bytes(&self) -> u64 {
+        self.limit_bytes
+    }
+
+    /// The pieces of `start..end` that lie in one piece of guest-physical memory. Granules without any are left out.
+    pub(crate) fn runs(&self, start: u64, end: u64) -> impl Iterator<Item = Run> + '_ {
+        self.extents.runs(start, end)
+    }
+
+    /// Writes what stands in front of the tables in the system area, and enters it, for ring 0 except for the
+    /// system-call stub.
+    pub(crate) fn enter_system_area(&mut self) -> std::io::Result<()> {
+        self.region.map(0, TABLES_GPA, Protection::READ_WRITE, Backing::Anonymous)?;
+        for (gpa, bytes) in entry::system_pages() {
+            if self.region.write(gpa, &bytes) != bytes.len() {
+                return Err(std::io::ErrorKind::OutOfMemory.into());
+            }
+        }
+        let kernel = |exec, write| Rights { user: false, write, exec };
+        let pages = [
+            (SYSTEM_GVA + DESCRIPTORS_GPA, DESCRIPTORS_GPA, kernel(false, true)),
+            (SYSTEM_GVA + FAULT_STUBS_GPA, FAULT_STUBS_GPA, kernel(true, false)),
+            (SYSTEM_GVA + RING0_STACK_GPA, RING0_STACK_GPA, kernel(false, true)),
+            (CALL_STUB_GVA, CALL_STUB_GPA, Rights { user: true, write: false, exec: true }),
+        ];
+        for (gva, gpa, rights) in pages {
+            let entered = self.tables.enter(&self.region, gva, gpa, PAGE, rights);
+            entered.map_err(|tables::NoRoom| std::io::Error::from(std::io::ErrorKind::OutOfMemory))?;
+        }
+        Ok(())
+    }
+
+    /// The exception frame to which ring 0's stack pointer points (Intel SDM vol. 3A §6.14.2).
+    pub(crate) fn exception_frame(&self, stack_pointer: u64, with_error: bool) -> Frame {
+        let page = RING0_STACK_GPA;
+        let offset = stack_pointer.wrapping_sub(SYSTEM_GVA + page);
+        // The pointer is the CPU's, one page; masking keeps a wrong one inside.
+        let word = |n: u64| self.region.word(page + ((offset + n * 8) & (PAGE - 8)));
+        let first = u64::from(with_error);
+        let error = if with_error { word(0) } else { 0 };
+        Frame { error, rip: word(first), rflags: word(first + 2), rsp: word(first + 3) }
+    }
+
+    /// The guest-physical page of `address`, where it has one.
+    pub(crate) fn gpa_page(&self, address: u64) -> Option<u64> {
+        self.extents.find(address & !(PAGE - 1))
+    }
+
+    /// Memslots that the VM does not know yet.
+    pub(crate) fn take_slots(&mut self) -> Vec<Slot> {
+        self.extents.take_new()
+    }
+
+    /// Whether the VM must throw away what it knows of the tables.
+    pub(crate) fn take_stale(&mut self) -> bool {
+        self.tables.take_stale()
+    }
+
+    /// Enters everything that was mapped since into the tables, unless only files were mapped that the program
+    /// cannot have touched yet (`ld.so` maps a whole library for reading and then its parts with their real rights: entering
+    /// the first would have to be undone).
+    pub(crate) fn settle(&mut self) -> Result<(), Errno> {
+        if std::mem::take(&mut self.flush) { self.commit() } else { Ok(()) }
+    }
+
+    /// Enters everything that is pending.
+    pub(crate) fn commit(&mut self) -> Result<(), Errno> {
+        self.flush = false;
+        for range in std::mem::take(&mut self.pending) {
+            self.enter(range.start, range.end)?;
+        }
+        Ok(())
+    }
+
+    /// Enters the accessible pages of `start..end`.
+    fn enter(&mut self, start: u64, end: u64) -> Result<(), Errno> {
+        let pieces: Vec<(u64, u64, bool, u64, u64)> = self
+            .vmas
+            .touching(start, end)
+            .filter(|(_, vma)| vma.prot.accessible() && vma.placed)
+            .map(|(at, vma)| (at.max(start), vma.end.min(end), vma.prot.exec, at, vma.end))
+            .collect();
+        for (from, to, exec, vma_start, vma_end) in pieces {
+            let mut at = from;
+            while at < to {
+                let chunk = at & !(LARGE_PAGE - 1);
+                let next = (chunk + LARGE_PAGE).min(to);
+                let whole = vma_start <= chunk && vma_end >= chunk + LARGE_PAGE;
+                let whole = whole || (!exec && self.is_data_only(chunk));
+                self.enter_chunk(at, next, exec, whole)?;
+                at = next;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether only data can ever be mapped in the large page at `chunk`: heap and stack keep their places free.
+    fn is_data_only(&self, chunk: u64) -> bool {
+        let end = chunk + LARGE_PAGE;
+        let heap = chunk >= self.heap.start && end <= self.heap.end.next_multiple_of(LARGE_PAGE);
+        let stack = self.placement.stack_top - STACK_SIZE;
+        heap || (chunk >= stack && end <= self.placement.stack_top)
+    }
+
+    fn enter_chunk(&mut self, start: u64, end: u64, exec: bool, whole: bool) -> Result<(), Errno> {
+        let chunk = start & !(LARGE_PAGE - 1);
+        let gpa = self.extents.find(start).ok_or(Errno::NOMEM)?;
+        let rights = tables::Rights::program(exec);
+        loop {
+            let done = if whole && self.tables.is_empty(&self.region, chunk) == Ok(true) {
+                self.tables.enter_large(&self.region, chunk, gpa - (start - chunk), rights)
+            } else {
+                self.tables.enter(&self.region, start, gpa, end - start, rights)
+            };
+            match done {
+                Ok(()) => return Ok(()),
+                Err(tables::NoRoom) => {
+                    let room = self.extents.allocate(GRANULE)?;
+                    self.tables.add_room(&self.region, room, GRANULE).map_err(|_| Errno::NOMEM)?;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! New mappings: where they go, what is refused, how the host is told. And the heap.
+//!
+//! Source: `mmap(2)`, `brk(2)`; Linux `mm/mmap.c` for the order of the checks.
+
+use std::os::fd::AsFd;
+
+use rustix::io::Errno;
+
+use super::vma::{FilePart, Prot, Vma};
+use super::{AddressSpace, Heap};
+use crate::kvm::layout::{LARGE_PAGE, PAGE, USER_END, USER_START};
+use crate::kvm::sys::{Advice, Backing, Protection};
+
+/// Linux's default for `vm.max_map_count`.
+const MAX_MAPPINGS: usize = 65_530;
+/// First address that `MAP_32BIT` does not use.
+const END_32BIT: u64 = 0x8000_0000;
+const START_32BIT: u64 = 0x4000_0000;
+
+/// Where a mapping is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum At {
+    /// Anywhere; this address if it is free (0: no wish).
+    Hint(u64),
+    /// Anywhere below 2 GiB.
+    Low,
+    /// Exactly here, in place of what is there.
+    Fixed(u64),
+    /// Exactly here, or `EEXIST`.
+    FixedFree(u64),
+}
+
+/// A mapping to make.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    /// Where.
+    pub(crate) at: At,
+    /// Bytes; rounded up to pages.
+    pub(crate) len: u64,
+    /// The rights.
+    pub(crate) prot: Prot,
+    /// The file, or zeroes.
+    pub(crate) file: Option<FilePart>,
+    /// `MAP_GROWSDOWN`.
+    pub(crate) grows_down: bool,
+    /// `MAP_NORESERVE`: more than could ever be there may be mapped.
+    pub(crate) no_reserve: bool,
+    /// `MAP_POPULATE`.
+    pub(crate) populate: bool,
+    /// For `/proc/self/maps`.
+    pub(crate) label: &'static str,
+}
+
+impl Request {
+    /// Private zeroes.
+    pub(crate) fn anonymous(at: At, len: u64, prot: Prot) -> Self {
+        Self { at, len, prot, file: None, grows_down: false, no_reserve: false, populate: false, label: "" }
+    }
+}
+
+/// Rounds up to pages; `None` where that overflows.
+pub(crate) fn pages(len: u64) -> Option<u64> {
+    len.checked_next_multiple_of(PAGE)
+}
+
+/// What the host lets happen to a page with these rights: it need not know about fetches.
+pub(crate) fn host_protection(prot: Prot) -> Protection {
+    Protection { read: prot.accessible(), write: prot.write }
+}
+
+impl AddressSpace {
+    /// Makes a mapping and returns its address.
+    pub(crate) fn map(&mut self, request: Request) -> Result<u64, Errno> {
+        if request.len == 0 {
+            return Err(Errno::INVAL);
+        }
+        let len = pages(request.len).filter(|&len| len <= USER_END).ok_or(Errno::NOMEM)?;
+        if let Some(part) = &request.file {
+            if !part.offset.is_multiple_of(PAGE) {
+                return Err(Errno::INVAL);
+            }
+            part.offset.checked_add(len).ok_or(Errno::OVERFLOW)?;
+        }
+        let start = self.choose(request.at, len)?;
+        if self.vmas.len() >= MAX_MAPPINGS {
+            return Err(Errno::NOMEM);
+        }
+        let mut vma = Vma::anonymous(start + len, request.prot);
+        vma.file = request.file;
+        vma.grows_down = request.grows_down;
+        vma.label = request.label;
+        self.check_room(vma.charged(start), request.no_reserve)?;
+        self.replace(start, vma)?;
+        if request.populate {
+            // As with Linux, populating is an attempt.
+            let _ = self.populate(start, start + len);
+        }
+        Ok(start)
+    }
+
+    /// Refuses what the memory limit does not allow: one mapping larger than all memory (unless the program said that it
+    /// only wants addresses), or any more once the memory really in use has reached the limit.
+    pub(super) fn check_room(&self, more: u64, no_reserve: bool) -> Result<(), Errno> {
+        if self.vmas.charged() + more <= self.limit_bytes || more == 0 {
+            return Ok(());
+        }
+        if more > self.limit_bytes && !no_reserve {
+            return Err(Errno::NOMEM);
+        }
+        if self.resident_bytes() >= self.limit_bytes { Err(Errno::NOMEM) } else { Ok(()) }
+    }
+
+    /// Whether the program could use more memory than its limit without another call, so that someone must watch it.
+    pub(crate) fn is_overcommitted(&self) -> bool {
+        self.vmas.charged() > self.limit_bytes
+    }
+
+    /// Bytes of the program's own pages that the host holds now.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        let mut bytes = 0;
+        for (start, vma) in self.vmas.iter().filter(|(at, vma)| vma.placed && vma.charged(*at) > 0) {
+            for run in self.runs(start, vma.end) {
+                bytes += self.region.resident(run.gpa, run.len).unwrap_or(run.len);
+            }
+        }
+        bytes
+    }
+
+    fn choose(&self, at: At, len: u64) -> Result<u64, Errno> {
+        match at {
+            At::Fixed(start) | At::FixedFree(start) => {
+                let end = start.checked_add(len).ok_or(Errno::NOMEM)?;
+                if !start.is_multiple_of(PAGE) {
+                    return Err(Errno::INVAL);
+                }
+                if end > USER_END {
+                    return Err(Errno::NOMEM);
+                }
+                if start < USER_START {
+                    return Err(Errno::PERM);
+                }
+                let taken = matches!(at, At::FixedFree(_)) && !self.vmas.is_free(start, end);
+                if taken { Err(Errno::EXIST) } else { Ok(start) }
+            }
+            At::Low => self.vmas.free_below(len, START_32BIT, END_32BIT).ok_or(Errno::NOMEM),
+            At::Hint(hint) => {
+                let hint = hint & !(PAGE - 1);
+                let end = hint.checked_add(len).unwrap_or(u64::MAX);
+                if hint >= USER_START && end <= USER_END && self.vmas.is_free(hint, end) {
+                    return Ok(hint);
+                }
+                self.find_place(len).ok_or(Errno::NOMEM)
+            }
+        }
+    }
+
+    /// From the top down; what is large and could use large pages is aligned to them where that is free.
+    fn find_place(&self, len: u64) -> Option<u64> {
+        let top = self.placement().mappings_top();
+        if len >= LARGE_PAGE
+            && let Some(found) = self.vmas.free_below(len + LARGE_PAGE - PAGE, USER_START, top)
+        {
+            let end = (found + len + LARGE_PAGE - PAGE) & !(LARGE_PAGE - 1);
+            return Some((end - len).max(found));
+        }
+        self.vmas.free_below(len, USER_START, top).or_else(|| self.vmas.free_below(len, USER_START, USER_END))
+    }
+
+    /// Puts `vma` at `start` in place of what is there.
+    fn replace(&mut self, start: u64, mut vma: Vma) -> Result<(), Errno> {
+        let end = vma.end;
+        let had = !self.vmas.is_free(start, end);
+        vma.placed = vma.prot.accessible() || vma.file.is_some();
+        if vma.placed {
+            self.extents.ensure(start, end)?;
+            if let Err(errno) = self.map_host(start, &vma) {
+                // A part may be replaced already. Linux has unmapped by now as well.
+                let _ = self.unmap(start, end - start);
+                return Err(errno);
+            }
+        } else if had {
+            self.unmap_host(start, end)?;
+        }
+        let old = self.vmas.remove(start, end);
+        self.forbid_execute_of(&old, &vma)?;
+        self.note(start, &vma);
+        self.vmas.insert(start, vma);
+        Ok(())
+    }
+
+    /// New data where code was must not be executable.
+    fn forbid_execute_of(&mut self, old: &[(u64, Vma)], new: &Vma) -> Result<(), Errno> {
+        if new.prot.exec {
+            return Ok(());
+        }
+        for (start, vma) in old.iter().filter(|(_, vma)| vma.prot.exec && vma.placed) {
+            self.tables.forbid_execute(&self.region, *start, vma.end - start).map_err(|_| Errno::NOMEM)?;
+        }
+        Ok(())
+    }
+
+    /// Remembers that the pages are to be entered, and whether that must happen before the program runs on.
+    fn note(&mut self, start: u64, vma: &Vma) {
+        if vma.prot.accessible() {
+            self.pending.push(start..vma.end);
+            self.flush |= vma.file.is_none() || vma.prot.write;
+        }
+    }
+
+    fn map_host(&self, start: u64, vma: &Vma) -> Result<(), Errno> {
+        for run in self.extents.runs(start, vma.end) {
+            let backing = match &vma.file {
+                None => Backing::Anonymous,
+                Some(FilePart { file, offset, shared }) => {
+                    let at = offset + (run.gva - start);
+                    if *shared {
+                        Backing::Shared(file.fd.as_fd(), at)
+                    } else {
+                        Backing::Private(file.fd.as_fd(), at)
+                    }
+                }
+            };
+            self.region.map(run.gpa, run.len, host_protection(vma.prot), backing).map_err(host_errno)?;
+            if vma.file.is_none() && vma.prot.write && run.len >= LARGE_PAGE && vma.label != "[stack]" {
+                // Large pages cut the cost of first touches by a hundred; without them all still works.
+                let _ = self.region.advise(run.gpa, run.len, Advice::HugePage);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the host's pages of `start..end` away.
+    pub(super) fn unmap_host(&self, start: u64, end: u64) -> Result<(), Errno> {
+        for run in self.extents.runs(start, end) {
+            self.region.unmap(run.gpa, run.len).map_err(host_errno)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a reserved mapping real: the first time that it becomes accessible.
+    pub(super) fn place(&mut self, start: u64, vma: &mut Vma) -> Result<(), Errno> {
+        if vma.prot.accessible() && !vma.placed {
+            self.extents.ensure(start, vma.end)?;
+            self.map_host(start, vma)?;
+            vma.placed = true;
+        }
+        self.note(start, vma);
+        Ok(())
+    }
+
+    /// Faults pages in, in bulk.
+    pub(crate) fn populate(&mut self, start: u64, end: u64) -> Result<(), Errno> {
+        let parts: Vec<(u64, u64, bool)> = self
+            .vmas
+            .touching(start, end)
+            .filter(|(_, vma)| vma.placed && vma.prot.accessible())
+            .map(|(at, vma)| (at.max(start), vma.end.min(end), vma.prot.write))
+            .collect();
+        for (from, to, write) in parts {
+            let advice = if write { Advice::PopulateWrite } else { Advice::PopulateRead };
+            for run in self.extents.runs(from, to) {
+                self.region.advise(run.gpa, run.len, advice).map_err(host_errno)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Says where the heap begins, once, after the program was loaded.
+    pub(crate) fn start_heap(&mut self, start: u64) {
+        self.heap = Heap { start, end: start };
+    }
+
+    /// `brk(2)` as the kernel has it: the new end, or the old one where that is refused.
+    pub(crate) fn set_break(&mut self, end: u64) -> u64 {
+        if self.try_break(end).is_ok() {
+            self.heap.end = end;
+        }
+        self.heap.end
+    }
+
+    fn try_break(&mut self, end: u64) -> Result<(), Errno> {
+        if end < self.heap.start {
+            return Err(Errno::INVAL);
+        }
+        let old = pages(self.heap.end).ok_or(Errno::NOMEM)?;
+        let new = pages(end).ok_or(Errno::NOMEM)?;
+        if new < old {
+            return self.unmap(new, old - new);
+        }
+        if new > old {
+            let mut request = Request::anonymous(At::FixedFree(old), new - old, Prot::READ_WRITE);
+            request.label = "[heap]";
+            self.map(request)?;
+        }
+        Ok(())
+    }
+}
+
+/// The host's refusal as the program's. What only the VMM could have done wrong looks like a lack of memory.
+pub(super) fn host_errno(error: std::io::Error) -> Errno {
+    match Errno::from_io_error(&error) {
+        Some(errno @ (Errno::ACCESS | Errno::NODEV | Errno::OVERFLOW | Errno::PERM | Errno::AGAIN)) => errno,
+        _ => Errno::NOMEM,
+    }
+}

@@ -1,0 +1,151 @@
+//! The process engine: one unmodified Linux program in a microVM without a guest kernel.
+//!
+//! ```text
+//! program (ring 3) ──syscall──> run loop ──table──> a handler of calls/ ──> memory, files, threads
+//!        ^                        │ run.rs
+//!        └──── value in rax ──────┘
+//! ```
+//! [`Process`] is all of a program's state outside of its memory's bytes and its CPU registers: plain data. The
+//! handlers get it whole; the run loop owns the VM.
+
+pub(crate) mod calls;
+pub(crate) mod control;
+pub(crate) mod fault;
+pub(crate) mod load;
+pub(crate) mod memory;
+pub(crate) mod run;
+pub(crate) mod signal;
+pub(crate) mod thread;
+pub(crate) mod threads;
+pub(crate) mod time;
+pub(crate) mod wait;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use calls::{Args, Outcome};
+use memory::{AddressSpace, MappedFile};
+use thread::{Base, Threads};
+use wait::Wait;
+
+/// One program's state.
+#[derive(Debug)]
+pub(crate) struct Process {
+    /// Its address space.
+    pub(crate) memory: AddressSpace,
+    /// Its threads.
+    pub(crate) threads: Threads,
+    /// The last calls, for a fault's report.
+    pub(crate) recent: VecDeque<Call>,
+    /// Calls that nobody serves, with how often they were made.
+    pub(crate) unserved: BTreeMap<u64, u64>,
+    /// When it began.
+    started: Instant,
+    /// Segment bases that the current thread asked for and the vCPU does not have yet.
+    new_bases: Option<(Base, u64)>,
+    /// Something inside changed that blocked threads may wait for.
+    changed: bool,
+    /// The wait of the current thread's call, where this is not its first attempt.
+    resumed: Option<Wait>,
+}
+
+/// One call that was made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call {
+    /// Which.
+    pub(crate) number: u64,
+    /// With what.
+    pub(crate) args: Args,
+}
+
+impl Process {
+    /// A program that is loaded into `memory` and has these threads.
+    pub(crate) fn new(memory: AddressSpace, threads: Threads) -> Self {
+        Self {
+            memory,
+            threads,
+            recent: VecDeque::with_capacity(Self::RECENT),
+            unserved: BTreeMap::new(),
+            started: Instant::now(),
+            new_bases: None,
+            changed: false,
+            resumed: None,
+        }
+    }
+
+    const RECENT: usize = 8;
+
+    /// How long it has been running.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Serves one call of the current thread.
+    pub(crate) fn serve(&mut self, number: u64, args: Args) -> Result<Outcome, Errno> {
+        if self.resumed.is_none() {
+            if self.recent.len() == Self::RECENT {
+                self.recent.pop_front();
+            }
+            self.recent.push_back(Call { number, args });
+        }
+        match calls::handler(number) {
+            Some(handler) => handler(self, args),
+            None => {
+                *self.unserved.entry(number).or_default() += 1;
+                Err(Errno::NOSYS)
+            }
+        }
+    }
+
+    /// What the current thread's call waited for, when it is made again. A call with a time limit keeps it here.
+    pub(crate) fn resumed(&self) -> Option<&Wait> {
+        self.resumed.as_ref()
+    }
+
+    pub(crate) fn set_resumed(&mut self, wait: Option<Wait>) {
+        self.resumed = wait;
+    }
+
+    /// Something changed that a [`Wait`] with `inside` may wait for: blocked threads try again.
+    pub(crate) fn changed(&mut self) {
+        self.changed = true;
+    }
+
+    pub(crate) fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Sets a segment base of the current thread.
+    pub(crate) fn set_base(&mut self, base: Base, address: u64) -> Result<Outcome, Errno> {
+        self.new_bases = Some((base, address));
+        let state = &mut self.threads.current_mut().state;
+        match base {
+            Base::Fs => state.fs_base = address,
+            Base::Gs => state.gs_base = address,
+        }
+        Ok(Outcome::ZERO)
+    }
+
+    /// Writes a segment base, as it was last set by a call, to `address`.
+    pub(crate) fn read_base(&mut self, base: Base, address: u64) -> Result<Outcome, Errno> {
+        let state = &self.threads.current().state;
+        let value = match base {
+            Base::Fs => state.fs_base,
+            Base::Gs => state.gs_base,
+        };
+        self.memory.put(address, &value)?;
+        Ok(Outcome::ZERO)
+    }
+
+    pub(crate) fn take_new_base(&mut self) -> Option<(Base, u64)> {
+        self.new_bases.take()
+    }
+
+    /// The host's file behind a descriptor, for `mmap`.
+    pub(crate) fn mappable(&mut self, _fd: u64) -> Result<Arc<MappedFile>, Errno> {
+        Err(Errno::BADF)
+    }
+}

@@ -1,0 +1,526 @@
+//! The run loop: lets the program run, serves what it leaves the VM for, and decides who runs next.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use super::Process;
+use super::calls::Outcome;
+use super::control::Control;
+use super::fault::{Cause, Report};
+use super::thread::{Base, Pending, Status};
+use super::wait::Wait;
+use crate::kvm::entry;
+use crate::kvm::sys::{KickSlot, KickTimer};
+use crate::kvm::vcpu::{Exit, Vcpu};
+use crate::kvm::vm::{Vm, VmError};
+
+/// How a run ended.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// `exit_group`, or the last thread's `exit`.
+    Code(i32),
+    /// A fault that nobody handled.
+    Fault(Report),
+    /// The deadline passed.
+    Deadline,
+    /// Somebody called [`Control::cancel`].
+    Cancelled,
+    /// More memory than allowed.
+    MemoryLimit,
+}
+
+/// Why a run could not go on through no fault of the program.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RunError {
+    /// KVM refused something.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// KVM cannot go on.
+    #[error("the vCPU stopped: {0}")]
+    Broken(String),
+    /// A call of the host failed.
+    #[error("{doing}")]
+    Host {
+        /// What was asked.
+        doing: &'static str,
+        /// What it said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl RunError {
+    fn host(doing: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Host { doing, source }
+    }
+}
+
+/// How long a thread may run while others are ready.
+const SLICE: Duration = Duration::from_millis(5);
+
+/// A program in its VM. Lives on one thread.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    vcpu: Vcpu,
+    vm: Vm,
+    kick: KickSlot,
+    timer: KickTimer,
+    control: Arc<Control>,
+    /// The program.
+    pub(crate) process: Process,
+    /// Whose registers the vCPU holds.
+    on_cpu: Option<u32>,
+    ticking: bool,
+}
+
+impl Machine {
+    /// A VM for `process`, on the calling thread, which must also drop it.
+    pub(crate) fn new(process: Process, control: Arc<Control>) -> Result<Self, RunError> {
+        let mut process = process;
+        process.memory.enter_system_area().map_err(RunError::host("prepare the system area"))?;
+        let mut vm = Vm::new(process.memory.region().clone())?;
+        for slot in process.memory.take_slots() {
+            vm.add_slot(slot.gpa, slot.len)?;
+        }
+        let mut vcpu = vm.add_vcpu()?;
+        let kick = vcpu.kick_slot();
+        control.adopt();
+        kick.attach();
+        let timer = KickTimer::new().map_err(RunError::host("create a timer"))?;
+        Ok(Self { vcpu, vm, kick, timer, control, process, on_cpu: None, ticking: false })
+    }
+
+    /// Runs until the program ends, its time is over, or somebody cancels.
+    pub(crate) fn run(&mut self, deadline: Instant) -> Result<Ended, RunError> {
+        let ended = self.run_until(deadline);
+        self.timer.arm(Duration::ZERO, Duration::ZERO).map_err(RunError::host("stop the timer"))?;
+        ended
+    }
+
+    fn run_until(&mut self, deadline: Instant) -> Result<Ended, RunError> {
+        self.arm(deadline)?;
+        loop {
+            if self.on_cpu.is_none()
+                && let Some(ended) = self.choose(deadline)?
+            {
+                return Ok(ended);
+            }
+            self.settle()?;
+            let ended = match self.vcpu.run() {
+                Exit::Call => self.call()?,
+                Exit::Interrupted => self.interrupted(deadline)?,
+                Exit::Fault(vector) => self.fault(vector)?,
+                Exit::Denied(gpa) => self.denied(gpa)?,
+                Exit::Privileged => self.crash(Cause::Privileged)?,
+                Exit::Broken(reason) => return Err(RunError::Broken(reason)),
+            };
+            if let Some(ended) = ended {
+                return Ok(ended);
+            }
+        }
+    }
+
+    /// The timer ticks only while somebody has to be watched; otherwise it strikes once, at the deadline.
+    fn arm(&mut self, deadline: Instant) -> Result<(), RunError> {
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
+        self.ticking = self.process.threads.any_ready() || self.process.memory.is_overcommitted();
+        let (first, every) = if self.ticking { (left.min(SLICE), SLICE) } else { (left, Duration::ZERO) };
+        self.timer.arm(first, every).map_err(RunError::host("start the timer"))
+    }
+
+    /// Tells the VM what changed in the address space.
+    fn settle(&mut self) -> Result<(), RunError> {
+        // Out of memory for tables: the program finds out when it touches the page.
+        let _ = self.process.memory.settle();
+        for slot in self.process.memory.take_slots() {
+            self.vm.add_slot(slot.gpa, slot.len)?;
+        }
+        if self.process.memory.take_stale() {
+            self.vm.forget_translations()?;
+        }
+        if let Some((base, address)) = self.process.take_new_base() {
+            let now = self.vcpu.special()?;
+            let (fs, gs) = match base {
+                Base::Fs => (address, now.gs.base),
+                Base::Gs => (now.fs.base, address),
+            };
+            let ring0 = now.cs.selector & 3 == 0;
+            self.vcpu.set_bases(fs, gs)?;
+            if ring0 {
+                // The registers are still those of the stub; go back to the program without it.
+                let regs = self.vcpu.regs_in_call();
+                self.vcpu.enter(regs);
+            }
+        }
+        Ok(())
+    }
+
+    /// Serves a system call.
+    fn call(&mut self) -> Result<Option<Ended>, RunError> {
+        let regs = self.vcpu.regs_in_call();
+        let args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];
+        self.process.threads.current_mut().state.regs = regs;
+        let outcome = self.process.serve(regs.rax, args);
+        if self.process.take_changed() {
+            self.wake(|wait| wait.inside);
+        }
+        match outcome {
+            Ok(Outcome::Block(wait)) => {
+                let pending = Pending { number: regs.rax, args, wait };
+                self.process.threads.current_mut().status = Status::Blocked(pending);
+                self.leave_cpu(regs)?;
+                Ok(None)
+            }
+            Ok(Outcome::Value(value)) => self.answer(value),
+            Err(errno) => self.answer(negative(errno)),
+            Ok(Outcome::Exit(code)) => Ok(Some(Ended::Code(code))),
+            Ok(Outcome::ExitThread(code)) => self.exit_thread(code),
+            Ok(Outcome::Replaced) => self.load_current(),
+        }
+    }
+
+    fn answer(&mut self, value: u64) -> Result<Option<Ended>, RunError> {
+        self.vcpu.resume_call(value);
+        Ok(None)
+    }
+
+    fn load_current(&mut self) -> Result<Option<Ended>, RunError> {
+        let thread = self.process.threads.current();
+        self.vcpu.load(&thread.state)?;
+        self.on_cpu = Some(thread.id);
+        Ok(None)
+    }
+
+    fn exit_thread(&mut self, code: i32) -> Result<Option<Ended>, RunError> {
+        if self.process.threads.remove_current().is_none() {
+            return Ok(Some(Ended::Code(code)));
+        }
+        self.on_cpu = None;
+        Ok(None)
+    }
+
+    /// Saves the current thread's state and frees the CPU. Where no other thread exists the state simply stays in the CPU.
+    fn leave_cpu(&mut self, regs: kvm_bindings::kvm_regs) -> Result<(), RunError> {
+        self.process.threads.current_mut().state.regs = regs;
+        if self.process.threads.len() > 1 {
+            self.process.threads.current_mut().state = self.vcpu.save(regs)?;
+        }
+        self.on_cpu = None;
+        Ok(())
+    }
+
+    /// Blocked threads whose wait this may end are tried again.
+    fn wake(&mut self, ends: impl Fn(&Wait) -> bool) {
+        let woken: Vec<u32> = self
+            .process
+            .threads
+            .iter()
+            .filter(|thread| matches!(&thread.status, Status::Blocked(pending) if ends(&pending.wait)))
+            .map(|thread| thread.id)
+            .collect();
+        for id in woken {
+            self.process.threads.wake(id);
+        }
+    }
+
+    /// Gives the CPU to a thread that can go on, waiting for one if need be.
+    fn choose(&mut self, deadline: Instant) -> Result<Option<Ended>, RunError> {
+        loop {
+            while let Some(id) = self.process.threads.next() {
+                if let Some(ended) = self.resume(id)? {
+                    return Ok(ended);
+                }
+            }
+            if let Some(ended) = self.idle(deadline)? {
+                return Ok(Some(ended));
+            }
+        }
+    }
+
+    /// Tries to let the current thread `id` go on: `Some(None)` if it does.
+    fn resume(&mut self, id: u32) -> Result<Option<Option<Ended>>, RunError> {
+        let Status::Blocked(pending) = self.process.threads.current().status.clone() else {
+            self.load_current()?;
+            return Ok(Some(None));
+        };
+        self.process.set_resumed(Some(pending.wait.clone()));
+        let outcome = self.process.serve(pending.number, pending.args);
+        self.process.set_resumed(None);
+        if self.process.take_changed() {
+            self.wake(|wait| wait.inside);
+        }
+        let value = match outcome {
+            Ok(Outcome::Block(wait)) => {
+                self.process.threads.current_mut().status = Status::Blocked(Pending { wait, ..pending });
+                return Ok(None);
+            }
+            Ok(Outcome::Exit(code)) => return Ok(Some(Some(Ended::Code(code)))),
+            Ok(Outcome::ExitThread(code)) => return self.exit_thread(code).map(|ended| ended.map(Some)),
+            Ok(Outcome::Replaced) => None,
+            Ok(Outcome::Value(value)) => Some(value),
+            Err(errno) => Some(negative(errno)),
+        };
+        let alone = self.process.threads.len() == 1;
+        let thread = self.process.threads.current_mut();
+        thread.status = Status::Ready;
+        if let Some(value) = value {
+            thread.state.regs.rax = value;
+        }
+        if alone && thread.state.xsave.is_none() && value.is_some() {
+            // Everything but the result is still in the CPU.
+            self.vcpu.resume_call(value.unwrap_or(0));
+            self.on_cpu = Some(id);
+        } else {
+            self.load_current()?;
+        }
+        Ok(Some(None))
+    }
+
+    /// Waits until a blocked thread may go on, and marks those.
+    fn idle(&mut self, deadline: Instant) -> Result<Option<Ended>, RunError> {
+        if let Some(ended) = self.stop(deadline) {
+            return Ok(Some(ended));
+        }
+        let waits: BTreeMap<u32, Wait> = self
+            .process
+            .threads
+            .iter()
+            .filter_map(|thread| match &thread.status {
+                Status::Blocked(pending) => Some((thread.id, pending.wait.clone())),
+                Status::Ready => None,
+            })
+            .collect();
+        let until = waits.values().filter_map(|wait| wait.until).chain([deadline]).min().unwrap_or(deadline);
+        let ready = self.poll(&waits, until)?;
+        self.kick.clear();
+        let now = Instant::now();
+        for (id, wait) in &waits {
+            let due = wait.until.is_some_and(|until| until <= now);
+            if due || ready.contains(id) {
+                self.process.threads.wake(*id);
+                self.process.threads.wake_current_if(*id);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Waits for the events of `waits` until `until`; the threads whose events came.
+    fn poll(&self, waits: &BTreeMap<u32, Wait>, until: Instant) -> Result<Vec<u32>, RunError> {
+        let mut fds = vec![PollFd::from_borrowed_fd(self.control.event(), PollFlags::IN)];
+        let mut owners = vec![];
+        for (id, wait) in waits {
+            for (fd, events) in &wait.host {
+                fds.push(PollFd::from_borrowed_fd(fd.as_fd(), *events));
+                owners.push(*id);
+            }
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(RunError::host("wait for events")(errno.into())),
+        }
+        let mut ready: Vec<u32> = owners
+            .iter()
+            .zip(&fds[1..])
+            .filter(|(_, fd)| !fd.revents().is_empty())
+            .map(|(id, _)| *id)
+            .collect();
+        if !fds[0].revents().is_empty() {
+            self.control.take_notice();
+            ready.extend(waits.iter().filter(|(_, wait)| wait.input || wait.output).map(|(id, _)| *id));
+        }
+        Ok(ready)
+    }
+
+    fn stop(&self, deadline: Instant) -> Option<Ended> {
+        if self.control.is_cancelled() {
+            return Some(Ended::Cancelled);
+        }
+        if Instant::now() >= deadline {
+            return Some(Ended::Deadline);
+        }
+        let memory = &self.process.memory;
+        let over = memory.is_overcommitted() && memory.resident_bytes() > memory.limit_bytes();
+        over.then_some(Ended::MemoryLimit)
+    }
+
+    /// A signal came: the deadline, a cancellation, the end of a time slice.
+    fn interrupted(&mut self, deadline: Instant) -> Result<Option<Ended>, RunError> {
+        self.kick.clear();
+        if let Some(ended) = self.stop(deadline) {
+            return Ok(Some(ended));
+        }
+        if self.process.threads.any_ready() && self.vcpu.is_in_program() {
+            let regs = self.vcpu.regs();
+            self.process.threads.queue_current();
+            self.leave_cpu(regs)?;
+        }
+        Ok(None)
+    }
+
+    /// The CPU raised an exception.
+    fn fault(&mut self, vector: u64) -> Result<Option<Ended>, RunError> {
+        let frame = self.process.memory.exception_frame(self.vcpu.regs().rsp, entry::has_error_code(vector));
+        let mut regs = self.vcpu.regs();
+        (regs.rip, regs.rflags, regs.rsp) = (frame.rip, frame.rflags, frame.rsp);
+        let special = self.vcpu.special()?;
+        self.vcpu.set_bases(special.fs.base, special.gs.base)?;
+        self.vcpu.enter(regs);
+        const PAGE_FAULT: u64 = 14;
+        if vector == PAGE_FAULT {
+            let access = super::fault::access_of(frame.error);
+            return match self.process.memory.touch(special.cr2, access) {
+                Ok(()) => Ok(None),
+                Err(refusal) => self.crash(Cause::Memory { address: special.cr2, refusal }),
+            };
+        }
+        self.crash(Cause::Exception { vector, error: frame.error })
+    }
+
+    /// The host's memory protection refused an access of the program.
+    fn denied(&mut self, gpa: Option<u64>) -> Result<Option<Ended>, RunError> {
+        let regs = self.vcpu.regs();
+        let special = self.vcpu.special()?;
+        match super::fault::find_refused(&self.process.memory, &regs, &special, gpa) {
+            Some((address, access)) => match self.process.memory.touch(address, access) {
+                Ok(()) => Ok(None),
+                Err(refusal) => self.crash(Cause::Memory { address, refusal }),
+            },
+            None => self.crash(Cause::Bus),
+        }
+    }
+
+    /// The program did what it must not.
+    fn crash(&mut self, cause: Cause) -> Result<Option<Ended>, RunError> {
+        let regs = self.vcpu.regs();
+        Ok(Some(Ended::Fault(Report::new(&self.process, &regs, cause))))
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        KickSlot::detach();
+    }
+}
+
+fn negative(errno: Errno) -> u64 {
+    (-i64::from(errno.raw_os_error())) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kvm::vcpu::UserState;
+    use crate::process::memory::{AddressSpace, At, Placement, Prot, Request};
+    use crate::process::thread::{Thread, Threads};
+    use iced_x86::code_asm::*;
+
+    const CODE: u64 = 0x40_0000;
+
+    /// A program made of `code`, with a stack.
+    fn machine(code: impl FnOnce(&mut CodeAssembler)) -> Option<Machine> {
+        if let Err(reason) = crate::kvm::vm::probe() {
+            assert!(std::env::var_os("NOVUM_REQUIRE_KVM").is_none(), "{reason}");
+            println!("SKIPPED: process::run: /dev/kvm does not open");
+            return None;
+        }
+        let mut assembler = CodeAssembler::new(64).unwrap();
+        code(&mut assembler);
+        let bytes = assembler.assemble(CODE).unwrap();
+        let mut memory = AddressSpace::new(64 << 20, Placement::random([7; 16])).unwrap();
+        memory.map(Request::anonymous(At::Fixed(CODE), 4096, Prot::READ_WRITE)).unwrap();
+        memory.write(CODE, &bytes).unwrap();
+        memory.protect(CODE, 4096, Prot { read: true, write: false, exec: true }).unwrap();
+        let stack = memory.map(Request::anonymous(At::Hint(0), 65536, Prot::READ_WRITE)).unwrap();
+        let threads = Threads::new(Thread::new(1, UserState::start(CODE, stack + 65536)));
+        Some(Machine::new(Process::new(memory, threads), Control::new().unwrap()).unwrap())
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(5)
+    }
+
+    #[test]
+    fn a_program_ends_with_its_code() {
+        let Some(mut machine) = machine(|a| {
+            a.mov(eax, 39).unwrap();
+            a.syscall().unwrap();
+            a.lea(edi, ptr(rax + 6)).unwrap();
+            a.mov(eax, 231).unwrap();
+            a.syscall().unwrap();
+        }) else {
+            return;
+        };
+        let ended = machine.run(soon()).unwrap();
+        assert!(matches!(ended, Ended::Code(7)), "{ended:?}");
+    }
+
+    #[test]
+    fn wild_accesses_are_reported_with_their_address() {
+        let cases: [(u64, &str); 3] =
+            [(0x10, "0x10 is not mapped"), (CODE, "may not be used so"), (0x7000_0000_0000, "is not mapped")];
+        for (address, text) in cases {
+            let Some(mut machine) = machine(|a| {
+                a.mov(rax, address).unwrap();
+                a.mov(qword_ptr(rax + 8), rcx).unwrap();
+            }) else {
+                return;
+            };
+            let Ended::Fault(report) = machine.run(soon()).unwrap() else {
+                panic!("no fault at {address:#x}")
+            };
+            assert_eq!(report.kind, "SIGSEGV");
+            assert!(report.message.contains(text) || address == 0x10, "{}", report.message);
+        }
+    }
+
+    #[test]
+    fn a_loop_is_stopped_at_its_deadline_and_on_demand() {
+        let Some(mut machine) = machine(|a| {
+            let mut top = a.create_label();
+            a.set_label(&mut top).unwrap();
+            a.jmp(top).unwrap();
+        }) else {
+            return;
+        };
+        let ended = machine.run(Instant::now() + Duration::from_millis(20)).unwrap();
+        assert!(matches!(ended, Ended::Deadline), "{ended:?}");
+        machine.control.clone().cancel();
+        assert!(matches!(machine.run(soon()).unwrap(), Ended::Cancelled));
+    }
+
+    #[test]
+    fn exceptions_become_the_signals_that_linux_raises() {
+        let cases: [(fn(&mut CodeAssembler), &str); 5] = [
+            (|a| a.ud2().unwrap(), "SIGILL"),
+            (|a| a.int3().unwrap(), "SIGTRAP"),
+            (
+                |a| {
+                    a.xor(ecx, ecx).unwrap();
+                    a.div(ecx).unwrap();
+                },
+                "SIGFPE",
+            ),
+            (|a| a.hlt().unwrap(), "SIGSEGV"),
+            (
+                |a| {
+                    a.mov(rax, 0x8000_0000_0000_0000u64).unwrap();
+                    a.mov(rax, qword_ptr(rax)).unwrap();
+                },
+                "SIGSEGV",
+            ),
+        ];
+        for (code, kind) in cases {
+            let Some(mut machine) = machine(code) else { return };
+            let ended = machine.run(soon()).unwrap();
+            let Ended::Fault(report) = ended else { panic!("{kind}: {ended:?}") };
+            assert_eq!(report.kind, kind, "{}", report.message);
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! What a blocked thread waits for.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::event::PollFlags;
+
+/// A thread's reason to be blocked. Its call is made again, with the same arguments, when any of the parts comes
+/// true; the call itself then decides whether it is done, so waking too often is harmless.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wait {
+    /// Host descriptors and the events on them.
+    pub(crate) host: Vec<(Arc<OwnedFd>, PollFlags)>,
+    /// A change inside of the process: bytes in a pipe, room in it, an eventfd. The change calls
+    /// [`Process::changed`](super::Process::changed).
+    pub(crate) inside: bool,
+    /// The contract's standard input has bytes or its end.
+    pub(crate) input: bool,
+    /// The contract's standard output has room.
+    pub(crate) output: bool,
+    /// A futex word: its key.
+    pub(crate) futex: Option<u64>,
+    /// The time limit of the wait. It is kept when the call is made again (see [`Wait::until`] in the thread).
+    pub(crate) until: Option<Instant>,
+}
