@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
+use serde::Serialize;
 
 use crate::Digest;
 use crate::layer::Layer;
@@ -46,7 +47,7 @@ pub struct Prune {
 }
 
 /// What was removed.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct Pruned {
     /// The snapshots that are gone.
     pub removed: Vec<Digest>,

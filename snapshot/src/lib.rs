@@ -39,6 +39,7 @@ pub mod flatten;
 pub mod format;
 mod host;
 mod index;
+pub mod inspect;
 
 mod layer;
 pub mod layout;

@@ -156,6 +156,12 @@ impl Store {
         self.path(digest).exists()
     }
 
+    /// What a snapshot's file takes on the disk; holes take nothing.
+    pub(crate) fn disk_bytes(&self, digest: &Digest) -> Result<u64, StoreError> {
+        let path = self.path(digest);
+        fs::metadata(&path).map(|metadata| metadata.blocks() * 512).map_err(failed("read", &path))
+    }
+
     /// Opens a snapshot's file. As long as it is open no process removes it. Notes the use.
     pub(crate) fn open_file(&self, digest: &Digest) -> Result<File, StoreError> {
         let path = self.path(digest);
