@@ -59,6 +59,17 @@ pub struct Pruned {
     pub in_use: usize,
 }
 
+/// What [`Store::remove_called`] removed.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Removed {
+    /// The reference that is gone.
+    pub reference: Option<String>,
+    /// The snapshot that is gone.
+    pub snapshot: Option<Digest>,
+    /// Why the reference's snapshot stays.
+    pub kept: Option<String>,
+}
+
 impl Store {
     /// All snapshots, sorted by name. Listing is no use of a snapshot.
     ///
@@ -175,6 +186,31 @@ impl Store {
         }
         let directory = self.snapshots();
         publish::sync_directory(&directory).map_err(failed("write", &directory))
+    }
+
+    /// Removes what a person means by `text`: a reference, and its snapshot if nothing else needs that; or a
+    /// snapshot, if `text` is its digest or the beginning of it.
+    ///
+    /// # Errors
+    /// Those of [`Store::find`] and [`Store::remove`]; that a reference's snapshot has to stay is none.
+    pub fn remove_called(&self, text: &str) -> Result<Removed, StoreError> {
+        let Some(name) = text.parse::<RefName>().ok().filter(|name| !matches!(self.get_ref(name), Ok(None)))
+        else {
+            let digest = self.find(text)?;
+            self.remove(&digest)?;
+            return Ok(Removed { snapshot: Some(digest), ..Removed::default() });
+        };
+        let mut removed = Removed { reference: Some(name.to_string()), ..Removed::default() };
+        let Some(digest) = self.remove_ref(&name)? else { return Ok(removed) };
+        match self.remove(&digest) {
+            Ok(()) => removed.snapshot = Some(digest),
+            Err(e @ (StoreError::Referenced { .. } | StoreError::HasChild { .. } | StoreError::InUse(_))) => {
+                removed.kept = Some(e.to_string());
+            }
+            Err(StoreError::Missing(_)) => {}
+            Err(e) => return Err(e),
+        }
+        Ok(removed)
     }
 
     /// Whether it was removed; not if some process has it open. The caller holds the lock alone.

@@ -5,8 +5,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use crate::format::{CHUNK_PAGES, Header};
-use crate::pages::is_zero;
 use crate::seal::{Domain, Salt, Sealer, Tag};
+use crate::sys::is_zero;
 
 /// The tag of one chunk, page by page.
 struct ChunkSealer {

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use crate::Digest;
-use crate::collect::{Entry, Pruned};
+use crate::collect::{Entry, Pruned, Removed};
 use crate::host::Host;
 use crate::layer::Layer;
 use crate::snapshot::{OpenError, Snapshot};
@@ -254,6 +254,18 @@ impl fmt::Display for Pruned {
             write!(f, ", {} in use", self.in_use)?;
         }
         writeln!(f)
+    }
+}
+
+impl fmt::Display for Removed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(name) = &self.reference {
+            writeln!(f, "removed reference {name}")?;
+        }
+        if let Some(digest) = &self.snapshot {
+            writeln!(f, "removed snapshot {}", short(digest))?;
+        }
+        self.kept.as_ref().map_or(Ok(()), |kept| writeln!(f, "{kept}"))
     }
 }
 

@@ -9,8 +9,8 @@ use crate::Digest;
 use crate::data::chunk_tag;
 use crate::format::{CHUNK_PAGES, FormatError, Header, MIN_PAGE};
 use crate::index::{Index, SectionRecord};
-use crate::pages::is_zero;
 use crate::seal::{Domain, Sealer, Tag};
+use crate::sys::is_zero;
 
 /// Why a file could not be read as a snapshot.
 #[derive(Debug, thiserror::Error)]

@@ -113,17 +113,6 @@ impl FromIterator<Range<u64>> for PageSet {
     }
 }
 
-/// Whether all bytes are zero. Most pages that are not say so in their first cache lines; the rest of the
-/// loop is one vector `or` per 16 bytes, without branches.
-pub(crate) fn is_zero(page: &[u8]) -> bool {
-    let (head, tail) = page.split_at(page.len().min(128));
-    or(head) == 0 && or(tail) == 0
-}
-
-fn or(bytes: &[u8]) -> u8 {
-    bytes.iter().fold(0, |all, byte| all | byte)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,16 +154,5 @@ mod tests {
     #[test]
     fn a_full_bitmap_is_one_run() {
         assert_eq!(PageSet::from_bitmap(&[u64::MAX, u64::MAX, 1]), PageSet::all(129));
-    }
-
-    #[test]
-    fn one_bit_anywhere_makes_a_page_not_zero() {
-        let mut page = vec![0; 4096];
-        assert!(is_zero(&page));
-        for at in [0, 127, 128, 2000, 4095] {
-            page[at] = 1;
-            assert!(!is_zero(&page), "{at}");
-            page[at] = 0;
-        }
     }
 }

@@ -8,8 +8,9 @@ use rustix::fs::{SeekFrom, seek};
 
 use crate::format::CHUNK_PAGES;
 use crate::index::RegionRecord;
-use crate::pages::{PageSet, is_zero};
+use crate::pages::PageSet;
 use crate::snapshot::Snapshot;
+use crate::sys::is_zero;
 use crate::writer::WriteError;
 
 /// One region of guest memory to be saved.

@@ -300,6 +300,14 @@ impl Snapshot {
         self.layers().iter().try_for_each(|layer| layer.verify().map_err(|e| damaged(layer, e)))
     }
 
+    /// Checks every byte of the top layer only, for who goes through all layers anyway.
+    ///
+    /// # Errors
+    /// The first damage found.
+    pub fn verify_layer(&self) -> Result<(), OpenError> {
+        self.top().verify().map_err(|e| damaged(self.top(), e))
+    }
+
     /// Checks the pages behind some guest addresses, those of a working set for example.
     ///
     /// # Errors

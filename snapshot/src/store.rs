@@ -97,6 +97,7 @@ pub enum StoreError {
 pub struct Store {
     root: PathBuf,
     pub(crate) limit: Option<u64>,
+    counts_use: bool,
 }
 
 /// Holds the store's lock.
@@ -108,7 +109,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`]
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
-        let store = Self { root: root.into(), limit: None };
+        let store = Self { root: root.into(), limit: None, counts_use: true };
         for directory in [store.root.clone(), store.snapshots(), store.refs()] {
             DirBuilder::new()
                 .recursive(true)
@@ -127,6 +128,13 @@ impl Store {
     #[must_use]
     pub fn with_limit(mut self, bytes: u64) -> Self {
         self.limit = Some(bytes);
+        self
+    }
+
+    /// Does not count opening through this handle as a use: for looking at snapshots, not for starting from them.
+    #[must_use]
+    pub fn without_counting_use(mut self) -> Self {
+        self.counts_use = false;
         self
     }
 
@@ -175,7 +183,9 @@ impl Store {
         if metadata.nlink() == 0 {
             return Err(StoreError::Missing(*digest));
         }
-        note_use(&file, metadata.modified().ok());
+        if self.counts_use {
+            note_use(&file, metadata.modified().ok());
+        }
         Ok(file)
     }
 

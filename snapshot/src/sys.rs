@@ -6,5 +6,7 @@
 )]
 
 mod map;
+mod zero;
 
 pub use map::{Access, MapError, MappedRegion, Mapping};
+pub(crate) use zero::is_zero;

@@ -140,8 +140,26 @@ fn opening_is_a_use_and_listing_is_none() {
     let used = || t.store.list().unwrap()[0].last_used.elapsed().unwrap() < Duration::from_secs(3600);
     assert!(!used());
     assert!(!used());
+    open(&t.store.clone().without_counting_use(), &digest).verify_layer().unwrap();
+    assert!(!used());
     open(&t.store, &digest);
     assert!(used());
+}
+
+#[test]
+fn removing_a_reference_takes_its_snapshot_if_nothing_else_needs_it() {
+    let t = temp_store();
+    let bottom = base(&t.store, &image(&[1]));
+    let top = child(&t.store, &bottom, 2);
+    t.store.set_ref(&name("base"), &bottom).unwrap();
+    t.store.set_ref(&name("f"), &top).unwrap();
+    let removed = t.store.remove_called("base").unwrap();
+    assert_eq!(removed.snapshot, None);
+    assert!(removed.kept.unwrap().contains("is the parent of"));
+    let removed = t.store.remove_called("f").unwrap();
+    assert_eq!((removed.snapshot, removed.kept), (Some(top), None));
+    assert_eq!(t.store.remove_called(&bottom.to_string()[..20]).unwrap().snapshot, Some(bottom));
+    assert!(matches!(t.store.remove_called("f"), Err(StoreError::Unknown(_))));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use novum_snapshot::{OpenError, StoreError};
 use tonic::Code;
 use tonic_types::StatusExt;
 
@@ -101,6 +102,12 @@ pub enum Error {
     /// The dev server.
     #[error(transparent)]
     Dev(#[from] crate::dev::DevError),
+    /// The snapshot store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A snapshot that cannot be opened.
+    #[error(transparent)]
+    Snapshot(#[from] OpenError),
     /// No engine can run here.
     #[error("no engine can run on this machine")]
     NoEngine,
@@ -145,6 +152,10 @@ impl Error {
             Self::Pack(PackError::Special { .. }) => exit::INVALID,
             Self::Pack(_) => exit::FILE,
             Self::Engine(error) => engine_exit_code(error),
+            Self::Store(error) | Self::Snapshot(OpenError::Store(error)) => store_exit_code(error),
+            Self::Snapshot(OpenError::Missing(_)) => exit::NOT_FOUND,
+            Self::Snapshot(OpenError::Host(_)) => exit::CANNOT_RUN,
+            Self::Snapshot(_) => exit::INVALID,
             Self::NoEngine => exit::CANNOT_RUN,
             Self::ClosedPipe => exit::PIPE,
             Self::Serve(_) | Self::Dev(_) | Self::Io { .. } => exit::OTHER,
@@ -163,6 +174,7 @@ impl Error {
             Self::Pack(PackError::Special { .. }) => "INVALID_ARTIFACT",
             Self::Manifest(_) | Self::Pack(_) | Self::File { .. } => "FILE",
             Self::Engine(error) => code_name(engine_code(error)),
+            Self::Store(_) | Self::Snapshot(_) => "SNAPSHOT",
             Self::NoEngine => "NO_ENGINE",
             Self::Serve(_) => "SERVE",
             Self::Dev(_) => "DEV",
@@ -181,6 +193,12 @@ impl Error {
             Self::Address { .. } => Some("write http://HOST:PORT or unix:/absolute/path".into()),
             Self::Usage { advice, .. } => Some(advice.clone()),
             Self::Status { status, .. } => status_advice(status),
+            Self::Store(StoreError::Unknown(_) | StoreError::Ambiguous(_)) => {
+                Some("`novum snapshot ls` lists what is there".into())
+            }
+            Self::Snapshot(OpenError::Layer { .. } | OpenError::MissingParent { .. }) => {
+                Some("remove it with `novum snapshot rm`; the function's next start makes a new one".into())
+            }
             Self::NoEngine | Self::Engine(novum_sandbox::Error::Unavailable { .. }) => {
                 Some("`novum doctor` says what each engine needs".into())
             }
@@ -216,6 +234,18 @@ fn engine_code(error: &novum_sandbox::Error) -> Code {
 
 fn engine_exit_code(error: &novum_sandbox::Error) -> u8 {
     status_exit_code(engine_code(error))
+}
+
+fn store_exit_code(error: &StoreError) -> u8 {
+    match error {
+        StoreError::Io { .. } => exit::FILE,
+        StoreError::Missing(_)
+        | StoreError::MissingRef(_)
+        | StoreError::Unknown(_)
+        | StoreError::Ambiguous(_) => exit::NOT_FOUND,
+        StoreError::Full { .. } => exit::LIMIT,
+        _ => exit::OTHER,
+    }
 }
 
 /// The name of a status code as the gRPC specification spells it.

@@ -15,6 +15,7 @@ mod logs;
 mod progress;
 mod run;
 mod serve;
+mod snapshot;
 mod stats;
 
 use std::process::ExitCode;
@@ -105,6 +106,7 @@ enum Command {
     Logs(logs::Args),
     Delete(delete::Args),
     Run(run::Args),
+    Snapshot(snapshot::Args),
     Stats(stats::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -142,6 +144,7 @@ fn execute(cli: &Cli) -> Result<u8, Error> {
         Command::Logs(args) => block_on(logs::run(global, args)),
         Command::Delete(args) => block_on(delete::run(global, args)),
         Command::Run(args) => run::run(global, args),
+        Command::Snapshot(args) => snapshot::run(global, args),
         Command::Stats(args) => block_on(stats::run(global, args)),
         Command::Doctor(args) => doctor::run(global, args),
         Command::Completions(args) => completions::run(args),
