@@ -4,6 +4,7 @@
 //! unsafe code. How a program leaves the VM and comes back is drawn in [`vcpu`].
 
 pub(crate) mod entry;
+pub(crate) mod features;
 pub(crate) mod layout;
 pub(crate) mod sys;
 pub(crate) mod vcpu;

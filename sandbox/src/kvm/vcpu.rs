@@ -17,6 +17,7 @@ use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_xcr, kvm
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 
 use super::entry::{self, CALL_STUB, FAULT_STUBS, VECTORS};
+use super::features::{StateLayout, state_layout};
 use super::layout::{CALL_PORT, FAULT_PORT, FAULT_STUB_SIZE, PAGE, USER_END};
 use super::sys::{KickSlot, XsaveArea};
 use super::vm::VmError;
@@ -48,6 +49,7 @@ pub(crate) enum Exit {
 pub(crate) struct Vcpu {
     fd: VcpuFd,
     sregs: kvm_sregs,
+    layout: StateLayout,
 }
 
 /// Everything a program's thread has in the CPU.
@@ -75,7 +77,7 @@ impl Vcpu {
         fd.set_cpuid2(cpuid).map_err(VmError::at("set CPU features"))?;
         let sregs = entry::special_registers(fd.get_sregs().map_err(VmError::at("read registers"))?);
         fd.set_sregs(&sregs).map_err(VmError::at("write special registers"))?;
-        set_xcr0(&fd, cpuid)?;
+        let xcr0 = set_xcr0(&fd, cpuid)?;
         let entries =
             entry::MSRS.map(|(index, data)| kvm_msr_entry { index, data, ..kvm_msr_entry::default() });
         let msrs = Msrs::from_entries(&entries).expect("four registers fit");
@@ -85,13 +87,28 @@ impl Vcpu {
             return Err(VmError::Unavailable(reason));
         }
         fd.set_sync_valid_reg(SyncReg::Register);
-        Ok(Self { fd, sregs })
+        Ok(Self { fd, sregs, layout: state_layout(xcr0) })
     }
 
     /// The general registers as the last exit left them; a change counts from the next [`Self::run`] on.
     pub(crate) fn regs_mut(&mut self) -> &mut kvm_regs {
         self.fd.set_sync_dirty_reg(SyncReg::Register);
         &mut self.fd.sync_regs_mut().regs
+    }
+
+    /// The rate of the time-stamp counter in kHz, where the CPU says that it is constant.
+    pub(crate) fn counter_khz(&self) -> Option<u32> {
+        if super::features::has_constant_counter() { self.fd.get_tsc_khz().ok() } else { None }
+    }
+
+    /// The form of the vector state.
+    pub(crate) fn state_layout(&self) -> StateLayout {
+        self.layout
+    }
+
+    /// The program's registers, whether it stands in a call that was answered or not.
+    pub(crate) fn program_regs(&self) -> kvm_regs {
+        if self.is_in_program() { self.regs() } else { self.regs_in_call() }
     }
 
     /// The general registers as the last exit left them.
@@ -118,9 +135,15 @@ impl Vcpu {
 
     /// Replaces the user state as a whole.
     pub(crate) fn load(&mut self, state: &UserState) -> Result<(), VmError> {
-        if let Some(xsave) = &state.xsave {
-            xsave.set(&self.fd).map_err(VmError::at("write vector registers"))?;
-        }
+        let initial;
+        let xsave = match &state.xsave {
+            Some(xsave) => xsave.as_ref(),
+            None => {
+                initial = XsaveArea::initial();
+                &initial
+            }
+        };
+        xsave.set(&self.fd).map_err(VmError::at("write vector registers"))?;
         self.set_bases(state.fs_base, state.gs_base)?;
         self.enter(state.regs);
         Ok(())
@@ -240,12 +263,13 @@ enum Raw {
 }
 
 /// Turns on every vector register file that KVM can save: leaf 0xD lists them.
-fn set_xcr0(fd: &VcpuFd, cpuid: &CpuId) -> Result<(), VmError> {
+fn set_xcr0(fd: &VcpuFd, cpuid: &CpuId) -> Result<u64, VmError> {
     /// x87, SSE, AVX, AVX-512 (three parts), PKRU.
     const USABLE: u64 = 0b10_1110_0111;
     let leaf = cpuid.as_slice().iter().find(|leaf| leaf.function == 0xd && leaf.index == 0);
     let offered = leaf.map_or(3, |leaf| u64::from(leaf.edx) << 32 | u64::from(leaf.eax));
     let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..kvm_xcrs::default() };
     xcrs.xcrs[0] = kvm_xcr { xcr: 0, value: offered & USABLE, ..kvm_xcr::default() };
-    fd.set_xcrs(&xcrs).map_err(VmError::at("turn on vector registers"))
+    fd.set_xcrs(&xcrs).map_err(VmError::at("turn on vector registers"))?;
+    Ok(offered & USABLE)
 }

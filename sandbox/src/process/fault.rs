@@ -11,6 +11,7 @@ use kvm_bindings::{kvm_regs, kvm_sregs};
 use super::Process;
 use super::calls;
 use super::memory::{Access, AddressSpace, Refusal};
+use super::signal::Signal;
 
 /// Why the program cannot go on at this instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +55,7 @@ impl Cause {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Report {
     /// The signal's name.
-    pub(crate) kind: &'static str,
+    pub(crate) kind: String,
     /// Where and why.
     pub(crate) message: String,
 }
@@ -73,20 +74,34 @@ impl Report {
             Cause::Exception { vector, error } => format!("{} (error code {error:#x})", exception(vector)),
             Cause::Privileged => "the program used a port or a device".into(),
         };
-        let rip = regs.rip;
-        // Writing to a String cannot fail.
-        let _ = write!(message, "; rip {rip:#x}{}, rsp {:#x}", place(process, rip), regs.rsp);
-        if !process.recent.is_empty() {
-            message.push_str("; last calls:");
-            for call in &process.recent {
-                let [a, b, c, ..] = call.args;
-                let _ = write!(message, " {}({a:#x}, {b:#x}, {c:#x})", calls::name(call.number));
-            }
+        describe_place(&mut message, process, regs);
+        Self { kind: signal_name(cause.signal()).to_owned(), message }
+    }
+}
+
+/// Where the program stands, what it did last, what it missed.
+fn describe_place(message: &mut String, process: &Process, regs: &kvm_regs) {
+    let rip = regs.rip;
+    // Writing to a String cannot fail.
+    let _ = write!(message, "; rip {rip:#x}{}, rsp {:#x}", place(process, rip), regs.rsp);
+    if !process.recent.is_empty() {
+        message.push_str("; last calls:");
+        for call in &process.recent {
+            let [a, b, c, ..] = call.args;
+            let _ = write!(message, " {}({a:#x}, {b:#x}, {c:#x})", calls::name(call.number));
         }
-        for (number, times) in &process.unserved {
-            let _ = write!(message, "; {} is not served ({times} times)", calls::name(*number));
-        }
-        Self { kind: signal_name(cause.signal()), message }
+    }
+    for (number, times) in &process.unserved {
+        let _ = write!(message, "; {} is not served ({times} times)", calls::name(*number));
+    }
+}
+
+impl Report {
+    /// For a program that a signal ends.
+    pub(crate) fn killed(process: &Process, regs: &kvm_regs, signal: Signal) -> Self {
+        let mut message = format!("ended by {}", signal.name());
+        describe_place(&mut message, process, regs);
+        Self { kind: signal.name(), message }
     }
 }
 

@@ -28,7 +28,12 @@ use rustix::io::Errno;
 
 use calls::{Args, Outcome};
 use memory::{AddressSpace, MappedFile};
+use signal::{Actions, Pending};
 use thread::{Base, Threads};
+use threads::futex::Futexes;
+use time::Time;
+use time::clock::Clock;
+use time::timers::Timers;
 use wait::Wait;
 
 /// One program's state.
@@ -38,6 +43,18 @@ pub(crate) struct Process {
     pub(crate) memory: AddressSpace,
     /// Its threads.
     pub(crate) threads: Threads,
+    /// What it wants done about signals.
+    pub(crate) actions: Actions,
+    /// Signals sent to the program as a whole that no thread has taken.
+    pub(crate) pending: Pending,
+    /// Who waits on which memory word.
+    pub(crate) futexes: Futexes,
+    /// Its clocks.
+    pub(crate) clock: Clock,
+    /// Its timers.
+    pub(crate) timers: Timers,
+    /// Its running time, and the page from which it reads the clocks itself.
+    pub(crate) time: Time,
     /// The last calls, for a fault's report.
     pub(crate) recent: VecDeque<Call>,
     /// Calls that nobody serves, with how often they were made.
@@ -48,6 +65,8 @@ pub(crate) struct Process {
     new_bases: Option<(Base, u64)>,
     /// Something inside changed that blocked threads may wait for.
     changed: bool,
+    /// A signal was sent that threads may have to take.
+    posted: bool,
     /// The wait of the current thread's call, where this is not its first attempt.
     resumed: Option<Wait>,
 }
@@ -67,11 +86,18 @@ impl Process {
         Self {
             memory,
             threads,
+            actions: Actions::default(),
+            pending: Pending::default(),
+            futexes: Futexes::default(),
+            clock: Clock::new(None),
+            timers: Timers::default(),
+            time: Time::default(),
             recent: VecDeque::with_capacity(Self::RECENT),
             unserved: BTreeMap::new(),
             started: Instant::now(),
             new_bases: None,
             changed: false,
+            posted: false,
             resumed: None,
         }
     }
@@ -94,10 +120,15 @@ impl Process {
         match calls::handler(number) {
             Some(handler) => handler(self, args),
             None => {
-                *self.unserved.entry(number).or_default() += 1;
+                self.count_unserved(number);
                 Err(Errno::NOSYS)
             }
         }
+    }
+
+    /// Counts a call, or a use of one, that the program made and did not get.
+    pub(crate) fn count_unserved(&mut self, number: u64) {
+        *self.unserved.entry(number).or_default() += 1;
     }
 
     /// What the current thread's call waited for, when it is made again. A call with a time limit keeps it here.

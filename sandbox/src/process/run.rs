@@ -11,7 +11,8 @@ use rustix::io::Errno;
 use super::Process;
 use super::calls::Outcome;
 use super::control::Control;
-use super::fault::{Cause, Report};
+use super::fault::Cause;
+use super::fault::Report;
 use super::thread::{Base, Pending, Status};
 use super::wait::Wait;
 use crate::kvm::entry;
@@ -76,6 +77,7 @@ pub(crate) struct Machine {
     /// Whose registers the vCPU holds.
     on_cpu: Option<u32>,
     ticking: bool,
+    deadline: Instant,
 }
 
 impl Machine {
@@ -91,26 +93,42 @@ impl Machine {
         let kick = vcpu.kick_slot();
         control.adopt();
         kick.attach();
+        process.begin_time(vcpu.counter_khz());
         let timer = KickTimer::new().map_err(RunError::host("create a timer"))?;
-        Ok(Self { vcpu, vm, kick, timer, control, process, on_cpu: None, ticking: false })
+        Ok(Self {
+            vcpu,
+            vm,
+            kick,
+            timer,
+            control,
+            process,
+            on_cpu: None,
+            ticking: false,
+            deadline: Instant::now(),
+        })
     }
 
     /// Runs until the program ends, its time is over, or somebody cancels.
     pub(crate) fn run(&mut self, deadline: Instant) -> Result<Ended, RunError> {
+        self.deadline = deadline;
         let ended = self.run_until(deadline);
         self.timer.arm(Duration::ZERO, Duration::ZERO).map_err(RunError::host("stop the timer"))?;
         ended
     }
 
     fn run_until(&mut self, deadline: Instant) -> Result<Ended, RunError> {
-        self.arm(deadline)?;
+        self.arm()?;
         loop {
             if self.on_cpu.is_none()
                 && let Some(ended) = self.choose(deadline)?
             {
                 return Ok(ended);
             }
+            if let Some(ended) = self.deliver_signals()? {
+                return Ok(ended);
+            }
             self.settle()?;
+            self.process.refresh_time();
             let ended = match self.vcpu.run() {
                 Exit::Call => self.call()?,
                 Exit::Interrupted => self.interrupted(deadline)?,
@@ -126,8 +144,10 @@ impl Machine {
     }
 
     /// The timer ticks only while somebody has to be watched; otherwise it strikes once, at the deadline.
-    fn arm(&mut self, deadline: Instant) -> Result<(), RunError> {
-        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
+    fn arm(&mut self) -> Result<(), RunError> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let left =
+            self.process.next_timer().map_or(left, |timer| left.min(timer)).max(Duration::from_nanos(1));
         self.ticking = self.process.threads.any_ready() || self.process.memory.is_overcommitted();
         let (first, every) = if self.ticking { (left.min(SLICE), SLICE) } else { (left, Duration::ZERO) };
         self.timer.arm(first, every).map_err(RunError::host("start the timer"))
@@ -166,9 +186,7 @@ impl Machine {
         let args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];
         self.process.threads.current_mut().state.regs = regs;
         let outcome = self.process.serve(regs.rax, args);
-        if self.process.take_changed() {
-            self.wake(|wait| wait.inside);
-        }
+        self.spread_changes()?;
         match outcome {
             Ok(Outcome::Block(wait)) => {
                 let pending = Pending { number: regs.rax, args, wait };
@@ -180,8 +198,31 @@ impl Machine {
             Err(errno) => self.answer(negative(errno)),
             Ok(Outcome::Exit(code)) => Ok(Some(Ended::Code(code))),
             Ok(Outcome::ExitThread(code)) => self.exit_thread(code),
-            Ok(Outcome::Replaced) => self.load_current(),
+            Ok(Outcome::SignalReturn) => self.sigreturn(regs),
+            Ok(Outcome::Yield) => self.give_way(regs),
         }
+    }
+
+    /// `sched_yield`: 0 for the caller, the CPU for the others.
+    fn give_way(&mut self, mut regs: kvm_bindings::kvm_regs) -> Result<Option<Ended>, RunError> {
+        if !self.process.threads.any_ready() {
+            return self.answer(0);
+        }
+        regs.rax = 0;
+        self.process.threads.queue_current();
+        self.leave_cpu(regs)?;
+        Ok(None)
+    }
+
+    /// What the last call did to others: blocked threads that may go on, a timer that was set.
+    fn spread_changes(&mut self) -> Result<(), RunError> {
+        if self.process.take_changed() {
+            self.wake(|wait| wait.inside);
+        }
+        if self.process.timers.take_changed() || (!self.ticking && self.process.threads.any_ready()) {
+            self.arm()?;
+        }
+        Ok(())
     }
 
     fn answer(&mut self, value: u64) -> Result<Option<Ended>, RunError> {
@@ -189,17 +230,19 @@ impl Machine {
         Ok(None)
     }
 
-    fn load_current(&mut self) -> Result<Option<Ended>, RunError> {
+    pub(super) fn load_current(&mut self) -> Result<Option<Ended>, RunError> {
         let thread = self.process.threads.current();
         self.vcpu.load(&thread.state)?;
         self.on_cpu = Some(thread.id);
+        self.process.start_slice();
         Ok(None)
     }
 
     fn exit_thread(&mut self, code: i32) -> Result<Option<Ended>, RunError> {
-        if self.process.threads.remove_current().is_none() {
+        let Some(thread) = self.process.threads.remove_current() else {
             return Ok(Some(Ended::Code(code)));
-        }
+        };
+        self.process.thread_ended(thread.id, thread.clear_child_tid, thread.robust_list);
         self.on_cpu = None;
         Ok(None)
     }
@@ -210,6 +253,7 @@ impl Machine {
         if self.process.threads.len() > 1 {
             self.process.threads.current_mut().state = self.vcpu.save(regs)?;
         }
+        self.process.end_slice();
         self.on_cpu = None;
         Ok(())
     }
@@ -226,6 +270,25 @@ impl Machine {
         for id in woken {
             self.process.threads.wake(id);
         }
+    }
+
+    pub(super) fn vcpu(&mut self) -> &mut Vcpu {
+        &mut self.vcpu
+    }
+
+    /// Whether a thread has the CPU.
+    pub(super) fn is_on_cpu(&self) -> bool {
+        self.on_cpu.is_some()
+    }
+
+    /// Lets the only thread, whose state but for `regs` never left the CPU, run on.
+    pub(super) fn enter_alone(&mut self, regs: kvm_bindings::kvm_regs) -> Result<(), RunError> {
+        let special = self.vcpu.special()?;
+        self.vcpu.set_bases(special.fs.base, special.gs.base)?;
+        self.vcpu.enter(regs);
+        self.on_cpu = Some(self.process.threads.current().id);
+        self.process.start_slice();
+        Ok(())
     }
 
     /// Gives the CPU to a thread that can go on, waiting for one if need be.
@@ -250,31 +313,32 @@ impl Machine {
         };
         self.process.set_resumed(Some(pending.wait.clone()));
         let outcome = self.process.serve(pending.number, pending.args);
+        let interrupted = self.process.interrupted();
         self.process.set_resumed(None);
-        if self.process.take_changed() {
-            self.wake(|wait| wait.inside);
-        }
+        self.spread_changes()?;
         let value = match outcome {
+            Ok(Outcome::Block(_)) | Err(Errno::INTR) if interrupted => {
+                return self.interrupt_call(pending.number);
+            }
             Ok(Outcome::Block(wait)) => {
                 self.process.threads.current_mut().status = Status::Blocked(Pending { wait, ..pending });
                 return Ok(None);
             }
             Ok(Outcome::Exit(code)) => return Ok(Some(Some(Ended::Code(code)))),
             Ok(Outcome::ExitThread(code)) => return self.exit_thread(code).map(|ended| ended.map(Some)),
-            Ok(Outcome::Replaced) => None,
-            Ok(Outcome::Value(value)) => Some(value),
-            Err(errno) => Some(negative(errno)),
+            Ok(Outcome::SignalReturn | Outcome::Yield) => 0,
+            Ok(Outcome::Value(value)) => value,
+            Err(errno) => negative(errno),
         };
         let alone = self.process.threads.len() == 1;
         let thread = self.process.threads.current_mut();
         thread.status = Status::Ready;
-        if let Some(value) = value {
-            thread.state.regs.rax = value;
-        }
-        if alone && thread.state.xsave.is_none() && value.is_some() {
+        thread.state.regs.rax = value;
+        if alone && thread.state.xsave.is_none() {
             // Everything but the result is still in the CPU.
-            self.vcpu.resume_call(value.unwrap_or(0));
+            self.vcpu.resume_call(value);
             self.on_cpu = Some(id);
+            self.process.start_slice();
         } else {
             self.load_current()?;
         }
@@ -286,6 +350,10 @@ impl Machine {
         if let Some(ended) = self.stop(deadline) {
             return Ok(Some(ended));
         }
+        self.process.expire_timers();
+        if self.wake_signalled() {
+            return Ok(None);
+        }
         let waits: BTreeMap<u32, Wait> = self
             .process
             .threads
@@ -295,7 +363,9 @@ impl Machine {
                 Status::Ready => None,
             })
             .collect();
-        let until = waits.values().filter_map(|wait| wait.until).chain([deadline]).min().unwrap_or(deadline);
+        let timer = self.process.next_timer().and_then(|left| Instant::now().checked_add(left));
+        let until = waits.values().filter_map(|wait| wait.until).chain(timer).chain([deadline]).min();
+        let until = until.unwrap_or(deadline);
         let ready = self.poll(&waits, until)?;
         self.kick.clear();
         let now = Instant::now();
@@ -356,6 +426,10 @@ impl Machine {
         if let Some(ended) = self.stop(deadline) {
             return Ok(Some(ended));
         }
+        self.process.expire_timers();
+        if !self.ticking {
+            self.arm()?;
+        }
         if self.process.threads.any_ready() && self.vcpu.is_in_program() {
             let regs = self.vcpu.regs();
             self.process.threads.queue_current();
@@ -394,12 +468,6 @@ impl Machine {
             },
             None => self.crash(Cause::Bus),
         }
-    }
-
-    /// The program did what it must not.
-    fn crash(&mut self, cause: Cause) -> Result<Option<Ended>, RunError> {
-        let regs = self.vcpu.regs();
-        Ok(Some(Ended::Fault(Report::new(&self.process, &regs, cause))))
     }
 }
 

@@ -11,8 +11,10 @@
 //! ```
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use super::calls::Args;
+use super::signal::ThreadSignals;
 use super::wait::Wait;
 use crate::kvm::vcpu::UserState;
 
@@ -56,6 +58,12 @@ pub(crate) struct Thread {
     pub(crate) status: Status,
     /// Where a zero is written and a futex woken when it ends.
     pub(crate) clear_child_tid: u64,
+    /// `set_robust_list`: the mutexes it holds.
+    pub(crate) robust_list: u64,
+    /// Its signal mask, alternate stack and waiting signals.
+    pub(crate) signals: ThreadSignals,
+    /// CPU time before it was last put on the vCPU.
+    pub(crate) cpu: Duration,
     /// `PR_SET_NAME`.
     pub(crate) name: [u8; 16],
 }
@@ -63,7 +71,16 @@ pub(crate) struct Thread {
 impl Thread {
     /// A thread that begins with `state`.
     pub(crate) fn new(id: u32, state: UserState) -> Self {
-        Self { id, state, status: Status::Ready, clear_child_tid: 0, name: [0; 16] }
+        Self {
+            id,
+            state,
+            status: Status::Ready,
+            clear_child_tid: 0,
+            robust_list: 0,
+            signals: ThreadSignals::default(),
+            cpu: Duration::ZERO,
+            name: [0; 16],
+        }
     }
 }
 
@@ -73,13 +90,19 @@ pub(crate) struct Threads {
     map: BTreeMap<u32, Thread>,
     current: u32,
     ready: VecDeque<u32>,
+    last_id: u32,
 }
 
 impl Threads {
     /// The first thread, current and ready.
     pub(crate) fn new(first: Thread) -> Self {
         let current = first.id;
-        Self { map: BTreeMap::from([(current, first)]), current, ready: VecDeque::from([current]) }
+        Self {
+            map: BTreeMap::from([(current, first)]),
+            current,
+            ready: VecDeque::from([current]),
+            last_id: current,
+        }
     }
 
     /// The thread that runs or makes a call.
@@ -90,6 +113,11 @@ impl Threads {
     /// The thread that runs or makes a call.
     pub(crate) fn current_mut(&mut self) -> &mut Thread {
         self.map.get_mut(&self.current).expect("the current thread exists")
+    }
+
+    /// The thread with this id.
+    pub(crate) fn get(&self, id: u32) -> Option<&Thread> {
+        self.map.get(&id)
     }
 
     /// The thread with this id.
@@ -105,6 +133,12 @@ impl Threads {
     /// All of them.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Thread> {
         self.map.values_mut()
+    }
+
+    /// An id that no thread has or had.
+    pub(crate) fn next_id(&mut self) -> u32 {
+        self.last_id += 1;
+        self.last_id
     }
 
     /// How many there are.

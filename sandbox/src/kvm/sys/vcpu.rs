@@ -48,6 +48,27 @@ impl XsaveArea {
         vcpu.get_xsave().map(|area| Self(Box::new(area.region)))
     }
 
+    /// As a program finds them at its start: x87 and SSE control words at their defaults, everything else in its initial
+    /// state because its bit in XSTATE_BV is not set.
+    pub(crate) fn initial() -> Self {
+        let mut area = Box::new([0; 1024]);
+        area[0] = 0x037f;
+        area[6] = 0x1f80;
+        Self(area)
+    }
+
+    /// The first `len` bytes.
+    pub(crate) fn bytes(&self, len: usize) -> Vec<u8> {
+        self.0.iter().flat_map(|word| word.to_ne_bytes()).take(len).collect()
+    }
+
+    /// Replaces the first bytes.
+    pub(crate) fn set_bytes(&mut self, bytes: &[u8]) {
+        for (word, bytes) in self.0.iter_mut().zip(bytes.chunks_exact(4)) {
+            *word = u32::from_ne_bytes(std::array::from_fn(|i| bytes[i]));
+        }
+    }
+
     /// Writes them.
     pub(crate) fn set(&self, vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
         let area = kvm_xsave { region: *self.0, ..kvm_xsave::default() };

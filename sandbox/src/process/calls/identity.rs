@@ -33,7 +33,7 @@ pub(super) const CALLS: &[Entry] = &[
     (libc::SYS_getrlimit, |process, args| prlimit(process, [0, args[0], 0, args[1], 0, 0])),
     (libc::SYS_sysinfo, sysinfo),
     (libc::SYS_personality, |_, _| Ok(Outcome::ZERO)),
-    (libc::SYS_sched_yield, |_, _| Ok(Outcome::ZERO)),
+    (libc::SYS_sched_yield, |_, _| Ok(Outcome::Yield)),
     (libc::SYS_sched_getaffinity, sched_getaffinity),
     (libc::SYS_sched_setaffinity, |_, _| Ok(Outcome::ZERO)),
     (libc::SYS_getcpu, getcpu),

@@ -7,9 +7,13 @@
 //! A handler must be quick or say [`Outcome::Block`]: it runs on the thread of the vCPU. A blocked call is made
 //! again from the start, with the same arguments, once what it waits for may have come (see [`Wait`]).
 
+mod futex;
 mod identity;
 mod memory;
 mod names;
+mod signals;
+mod threads;
+mod time;
 
 use rustix::io::Errno;
 
@@ -35,8 +39,10 @@ pub(crate) enum Outcome {
     Exit(i32),
     /// The calling thread ends; the program too if it was the last one.
     ExitThread(i32),
-    /// The thread's registers were replaced as a whole (`rt_sigreturn`): nothing is written to rax.
-    Replaced,
+    /// `rt_sigreturn`: the thread goes on from what the frame on its stack says; nothing is written to rax.
+    SignalReturn,
+    /// `sched_yield`: others go first.
+    Yield,
 }
 
 impl Outcome {
@@ -48,7 +54,8 @@ impl Outcome {
 pub(crate) type Entry = (libc::c_long, Handler);
 
 /// Every family. A new one is a file and a line here.
-const FAMILIES: &[&[Entry]] = &[memory::CALLS, identity::CALLS];
+const FAMILIES: &[&[Entry]] =
+    &[memory::CALLS, identity::CALLS, time::CALLS, signals::CALLS, futex::CALLS, threads::CALLS];
 
 const NUMBERS: usize = 512;
 

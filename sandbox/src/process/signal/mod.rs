@@ -4,9 +4,13 @@
 //! lays out what a handler sees. All of it is plain data, so that a snapshot can hold it. Source: signal(7),
 //! sigaction(2), Linux include/uapi/asm-generic/siginfo.h.
 
+mod deliver;
 pub(crate) mod frame;
+mod interrupt;
 
 use std::collections::VecDeque;
+
+pub(crate) use deliver::Delivery;
 
 /// A signal's number, 1 to 64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -171,6 +175,11 @@ impl Pending {
         }
         self.queue.push_back(info);
         true
+    }
+
+    /// Whether none waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
     }
 
     /// Which signals wait.

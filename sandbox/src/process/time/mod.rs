@@ -1,8 +1,153 @@
-//! Time as the program sees it: its clocks, the vDSO that reads them without a call, its timers.
+//! Time as the program sees it: its clocks, the vDSO that reads them without a call, its timers, its running time.
 
 pub(crate) mod clock;
 mod sys;
 pub(crate) mod timers;
 pub(crate) mod vdso;
 
-pub(crate) use sys::counter;
+use std::fs::File;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
+
+use super::Process;
+use super::memory::{AddressSpace, At, FilePart, MappedFile, Prot, Request};
+use sys::counter;
+
+/// Running time, and what the program's own reading of the clocks needs.
+#[derive(Debug, Default)]
+pub(crate) struct Time {
+    /// The page of [`vdso::Vvar`]: a file, so that we write what the program can only read.
+    page: Option<Arc<MappedFile>>,
+    /// The host's counter when the program last began to run; 0 where nobody asks.
+    entered: u64,
+    /// The vCPU thread's CPU time when the program began.
+    began: Duration,
+    /// The vCPU thread's CPU time when the current thread got the vCPU.
+    switched: Duration,
+}
+
+fn host_cpu_time() -> Duration {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec.max(0) as u64, now.tv_nsec as u32)
+}
+
+fn memory_file(name: &str, bytes: &[u8]) -> Result<MappedFile, Errno> {
+    let fd = File::from(memfd_create(name, MemfdFlags::CLOEXEC)?);
+    rustix::fs::ftruncate(&fd, vdso::PAGE_BYTES as u64)?;
+    rustix::io::pwrite(&fd, bytes, 0)?;
+    Ok(MappedFile { fd, name: name.to_owned() })
+}
+
+/// The second page: the same file for every sandbox of this process.
+fn object() -> Result<Arc<MappedFile>, Errno> {
+    static OBJECT: OnceLock<Arc<MappedFile>> = OnceLock::new();
+    if let Some(object) = OBJECT.get() {
+        return Ok(object.clone());
+    }
+    let image = vdso::build().map_err(|_| Errno::NOEXEC)?;
+    let made = Arc::new(memory_file("[vdso]", &image)?);
+    Ok(OBJECT.get_or_init(|| made).clone())
+}
+
+impl Time {
+    /// Maps the two pages; the vDSO's address.
+    ///
+    /// # Errors
+    /// Those of making the page's file and of mapping. The program can then do without.
+    pub(crate) fn map(&mut self, memory: &mut AddressSpace) -> Result<u64, Errno> {
+        let page = Arc::new(memory_file("[vvar]", &[])?);
+        let bytes = vdso::PAGE_BYTES as u64;
+        let part = |file: &Arc<MappedFile>| Some(FilePart { file: file.clone(), offset: 0, shared: true });
+        let read = Prot { read: true, write: false, exec: false };
+        let base = memory.map(Request {
+            file: part(&page),
+            label: "[vvar]",
+            ..Request::anonymous(At::Hint(0), 2 * bytes, read)
+        })?;
+        memory.map(Request {
+            file: part(&object()?),
+            label: "[vdso]",
+            ..Request::anonymous(At::Fixed(base + bytes), bytes, Prot { exec: true, ..read })
+        })?;
+        self.page = Some(page);
+        Ok(base + bytes)
+    }
+
+    /// Fills the page; the program sees it at once.
+    fn publish(&self, bytes: &[u8]) {
+        if let Some(page) = &self.page {
+            // A short write cannot happen to a page of memory; without the page the program makes calls.
+            let _ = rustix::io::pwrite(&page.fd, bytes, 0);
+        }
+    }
+}
+
+impl Process {
+    /// The program begins to run on the calling thread.
+    pub(crate) fn begin_time(&mut self, counter_khz: Option<u32>) {
+        self.clock = clock::Clock::new(counter_khz);
+        self.time.began = host_cpu_time();
+        self.time.switched = self.time.began;
+    }
+
+    /// CPU time of the program, or of its current thread. What the VMM does for it counts, as the kernel's work does
+    /// on Linux.
+    pub(crate) fn cpu_time(&self, thread: bool) -> Duration {
+        let now = host_cpu_time();
+        match thread {
+            true => self.threads.current().cpu + now.saturating_sub(self.time.switched),
+            false => now.saturating_sub(self.time.began),
+        }
+    }
+
+    /// The current thread gets the vCPU.
+    pub(crate) fn start_slice(&mut self) {
+        self.time.switched = host_cpu_time();
+    }
+
+    /// The current thread leaves the vCPU.
+    pub(crate) fn end_slice(&mut self) {
+        let ran = host_cpu_time().saturating_sub(self.time.switched);
+        self.threads.current_mut().cpu += ran;
+    }
+
+    /// How long until the program's first timer goes off.
+    pub(crate) fn next_timer(&self) -> Option<Duration> {
+        if self.timers.any_armed() { self.timers.next(&self.times()) } else { None }
+    }
+
+    /// Sends the signals of the timers that have gone off.
+    pub(crate) fn expire_timers(&mut self) {
+        if self.timers.any_armed() {
+            let now = self.times();
+            for expiry in self.timers.expire(&now) {
+                self.post(expiry.info, expiry.thread);
+            }
+        }
+    }
+
+    /// The present time on every base that timers have.
+    pub(crate) fn times(&self) -> timers::Now {
+        let on = |number| self.clock.now(number).unwrap_or_default();
+        timers::Now { wall: on(clock::REALTIME), monotonic: on(clock::MONOTONIC), cpu: self.cpu_time(false) }
+    }
+
+    /// The program is about to run: the page is made anew if it has grown old.
+    pub(crate) fn refresh_time(&mut self) {
+        if let Some(bytes) = self.clock.refresh() {
+            self.time.publish(&bytes);
+        }
+        self.time.entered = counter();
+    }
+
+    /// The vDSO says that the program's counter stood at `reading` a moment ago.
+    pub(crate) fn prove_counter(&mut self, reading: u64) {
+        if let Some(bytes) = self.clock.prove(reading, self.time.entered, counter()) {
+            self.time.publish(&bytes);
+        }
+    }
+}

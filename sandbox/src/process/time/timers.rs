@@ -85,6 +85,7 @@ pub(crate) struct Timers {
     interval: [Timer; 3],
     posix: BTreeMap<i32, Timer>,
     next_id: i32,
+    changed: bool,
 }
 
 /// Most POSIX timers of a program.
@@ -108,6 +109,7 @@ impl Default for Timers {
             interval: [timer(Base::Monotonic, 14), timer(Base::Cpu, 26), timer(Base::Cpu, 27)],
             posix: BTreeMap::new(),
             next_id: 0,
+            changed: false,
         }
     }
 }
@@ -125,6 +127,7 @@ impl Timers {
         let timer = &mut self.interval[which];
         let at = (!after.is_zero()).then(|| now.on(timer.base).saturating_add(after));
         timer.setting = Setting { at, interval };
+        self.changed = true;
         Some(before)
     }
 
@@ -161,6 +164,7 @@ impl Timers {
         let before = timer.left(now);
         timer.setting = setting;
         timer.overrun = 0;
+        self.changed = true;
         Ok(before)
     }
 
@@ -177,6 +181,16 @@ impl Timers {
     /// Removes a POSIX timer.
     pub(crate) fn delete(&mut self, id: i32) -> Result<(), Refused> {
         self.posix.remove(&id).map(drop).ok_or(Refused)
+    }
+
+    /// Whether a timer was set since this was last asked.
+    pub(crate) fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Whether any is armed.
+    pub(crate) fn any_armed(&self) -> bool {
+        self.interval.iter().chain(self.posix.values()).any(|timer| timer.setting.at.is_some())
     }
 
     /// How long until the first one goes off: `None` for never.

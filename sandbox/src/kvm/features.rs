@@ -1,0 +1,51 @@
+//! What this host's CPU says about its counter and its vector state (Intel SDM vol. 1 §13.2, vol. 3B §17.17; AMD APM
+//! vol. 3, appendix E).
+
+use std::arch::x86_64::__cpuid_count;
+
+/// The vector state as programs see it in a signal frame.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StateLayout {
+    /// Bytes of the standard form for the enabled features.
+    pub(crate) bytes: usize,
+    /// The features that are enabled (XCR0).
+    pub(crate) features: u64,
+    /// Bits of MXCSR that may be set.
+    pub(crate) mxcsr_mask: u32,
+}
+
+/// The legacy area and the header.
+const LEAST_BYTES: u32 = 576;
+/// CPUID leaf of the extended state.
+const STATE: u32 = 0xd;
+
+/// Whether the time-stamp counter counts time rather than work.
+pub(crate) fn has_constant_counter() -> bool {
+    const POWER: u32 = 0x8000_0007;
+    const CONSTANT: u32 = 1 << 8;
+    __cpuid_count(0x8000_0000, 0).eax >= POWER && __cpuid_count(POWER, 0).edx & CONSTANT != 0
+}
+
+/// The layout where the features in `xcr0` are enabled.
+pub(crate) fn state_layout(xcr0: u64) -> StateLayout {
+    let end = |feature: u32| {
+        let leaf = __cpuid_count(STATE, feature);
+        leaf.eax + leaf.ebx
+    };
+    let bytes = (2..63).filter(|i| xcr0 & 1 << i != 0).map(end).fold(LEAST_BYTES, u32::max);
+    // Every processor with XSAVE has DAZ; AMD's have the misaligned-access bit as well, which no program may miss.
+    StateLayout { bytes: bytes as usize, features: xcr0, mxcsr_mask: 0xffff }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_enabled_feature_has_its_room() {
+        assert_eq!(state_layout(3).bytes, 576);
+        let avx = state_layout(7).bytes;
+        assert!((576..=4096).contains(&avx));
+        assert!(state_layout(0xe7).bytes >= avx);
+    }
+}
