@@ -413,7 +413,8 @@ mod tests {
 
     #[test]
     fn impossible_values_name_their_field() {
-        let cases: [(&str, fn(&mut Manifest)); 9] = [
+        type Spoil = fn(&mut Manifest);
+        let cases: [(&str, Spoil); 9] = [
             ("memory", |m| m.memory_bytes = 1),
             ("timeout", |m| m.timeout = Duration::ZERO),
             ("output", |m| m.output_bytes = 0),

@@ -1,38 +1,55 @@
 //! The wasm engine: modules and components in this process, isolated by wasmtime.
 //!
+//! ```text
+//! artifact ── load ──> code (compiled once, kept on disk) ── link ──> image ── start ──> instance ── invoke
+//! ```
+//!
 //! A function is compiled and linked once; every invocation gets a new instance from a pooling allocator, which
-//! is the clean state ([`Renewal::Restart`](crate::Renewal::Restart)).
+//! is the clean state ([`Renewal::Restart`](crate::Renewal::Restart)). Three kinds of program are functions:
+//!
+//! | kind | what it exports | contract |
+//! |---|---|---|
+//! | WASI preview 1 command (core module) | `_start` | standard input and output |
+//! | WASI preview 2 command (component) | `wasi:cli/run` | standard input and output |
+//! | HTTP handler (component) | `wasi:http/incoming-handler` | request and response body |
 
-mod command;
+mod call;
+mod drive;
+mod http;
+mod image;
+mod load;
 mod outcome;
+mod preview1;
+mod preview2;
 mod settings;
-mod stdio;
+mod stdin;
+mod stdout;
 mod tenant;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use wasmtime::Module;
+use wasmtime::component::Component;
 
-use self::command::CommandImage;
+use self::drive::LongRuns;
+use self::image::WasmImage;
+use self::load::Code;
+use self::preview1::Preview1;
+use self::preview2::Preview2;
+use self::tenant::Tenant;
 use crate::engine::{Engine, Image};
 use crate::engines::EngineConfig;
 use crate::error::Error;
 use crate::function::{EngineKind, Function};
 
-/// Whether an artifact is a Wasm binary (`\0asm`, core spec §5.5.16) or a text module (`(module`, `(component`).
-#[must_use]
-pub fn recognises(head: &[u8]) -> bool {
-    let text = head.trim_ascii_start();
-    head.starts_with(b"\0asm")
-        || text.starts_with(b"(module")
-        || text.starts_with(b"(component")
-        || text.starts_with(b";;")
-}
+pub use self::load::recognises;
 
 /// The wasm engine.
 pub struct WasmEngine {
     engine: wasmtime::Engine,
+    modules: wasmtime::Linker<Tenant<Preview1>>,
+    components: wasmtime::component::Linker<Tenant<Preview2>>,
+    long: Arc<LongRuns>,
 }
 
 impl WasmEngine {
@@ -41,7 +58,39 @@ impl WasmEngine {
     /// # Errors
     /// [`Error::Host`] where wasmtime cannot reserve its address space or the ticker cannot start.
     pub fn new(config: &EngineConfig) -> Result<Self, Error> {
-        Ok(Self { engine: settings::engine(config)? })
+        let engine = settings::engine(config)?;
+        let linking = |error| settings::host("linking WASI", error);
+        Ok(Self {
+            modules: preview1::linker(&engine).map_err(linking)?,
+            components: preview2::linker(&engine).map_err(linking)?,
+            engine,
+            long: Arc::default(),
+        })
+    }
+
+    async fn component(
+        &self,
+        component: &Component,
+        function: Arc<Function>,
+    ) -> Result<Arc<dyn Image>, Error> {
+        let pre = preview2::link(&self.components, component).map_err(outcome::artifact)?;
+        let exports = |interface: &str| {
+            let exports = component.component_type();
+            exports.exports(&self.engine).any(|(name, _)| name.starts_with(interface))
+        };
+        let long = Arc::clone(&self.long);
+        if exports("wasi:http/incoming-handler@0.2.") {
+            let kind = http::Handler::new(pre).map_err(outcome::artifact)?;
+            return Ok(Arc::new(WasmImage::prepare(kind, function, long).await?));
+        }
+        if exports("wasi:cli/run@0.2.") {
+            let kind = preview2::Command::new(pre).map_err(outcome::artifact)?;
+            return Ok(Arc::new(WasmImage::prepare(kind, function, long).await?));
+        }
+        Err(outcome::artifact(
+            "the component exports neither `wasi:cli/run` nor `wasi:http/incoming-handler` of WASI 0.2; \
+             build it for one of these worlds",
+        ))
     }
 }
 
@@ -52,12 +101,18 @@ impl Engine for WasmEngine {
     }
 
     async fn prepare(&self, function: Arc<Function>) -> Result<Arc<dyn Image>, Error> {
-        let engine = self.engine.clone();
-        let compile = move || -> Result<Arc<dyn Image>, Error> {
-            let module = Module::from_file(&engine, &function.artifact.path)
-                .map_err(|e| Error::Artifact { engine: EngineKind::Wasm, reason: format!("{e:#}") })?;
-            Ok(Arc::new(CommandImage::new(&engine, function, &module)?))
+        let (engine, wanted) = (self.engine.clone(), Arc::clone(&function));
+        let compile = move || {
+            call::check_shares(&wanted)?;
+            load::load(&engine, &wanted)
         };
-        tokio::task::spawn_blocking(compile).await.map_err(|e| Error::host("compiling the artifact", e))?
+        let code = tokio::task::spawn_blocking(compile).await;
+        match code.map_err(|error| Error::host("compiling the artifact", error))?? {
+            Code::Component(component) => self.component(&component, function).await,
+            Code::Module(module) => {
+                let kind = preview1::Command::new(&self.modules, &module).map_err(outcome::artifact)?;
+                Ok(Arc::new(WasmImage::prepare(kind, function, Arc::clone(&self.long)).await?))
+            }
+        }
     }
 }

@@ -1,15 +1,17 @@
 //! How a run ended, in the contract's words.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
-use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
+use wasmtime::{PoolConcurrencyLimitError, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
 use super::settings::host;
-use super::stdio::{Halt, Stdout};
+use super::stdout::{Halt, Stdout};
 use super::tenant::{DeadlinePassed, Tenant};
 use crate::engine::{ExitStatus, Fault};
 use crate::error::Error;
+use crate::function::EngineKind;
 
 /// Most bytes of a fault's message.
 const MESSAGE_BYTES: usize = 8 << 10;
@@ -19,48 +21,75 @@ pub(super) fn used() -> Error {
     Error::host("reusing a wasm sandbox", "an instance serves one invocation; start another")
 }
 
-/// Why an instance could not be made.
-pub(super) fn start_failed<W>(store: &Store<Tenant<W>>, error: wasmtime::Error) -> Error {
+/// Refuses an artifact.
+pub(super) fn artifact(reason: impl Into<String>) -> Error {
+    Error::Artifact { engine: EngineKind::Wasm, reason: reason.into() }
+}
+
+/// Why the trial instance of [`prepare`](crate::Engine::prepare) could not be made.
+pub(super) fn trial_failed<W>(tenant: &Tenant<W>, error: &wasmtime::Error) -> Error {
     if error.is::<PoolConcurrencyLimitError>() {
         return Error::Capacity { reason: error.to_string() };
     }
-    if store.data().limits.refused {
-        return Error::MemoryLimit { limit_bytes: store.data().limits.memory_bytes() };
+    if let Some(limit) = tenant.limits.met() {
+        let reason = format!("the module's memory and tables do not start within {limit} bytes");
+        return Error::Manifest { field: "memory".into(), reason };
     }
-    host("making an instance", error)
+    artifact(format!("an instance of it cannot be made: {}", message(error)))
 }
 
-/// The exit status of a run that ended with `ended`.
+/// Why an instance could not be made.
+pub(super) fn start_failed<W>(tenant: &Tenant<W>, error: wasmtime::Error) -> Error {
+    if error.is::<PoolConcurrencyLimitError>() {
+        return Error::Capacity { reason: error.to_string() };
+    }
+    match tenant.limits.met() {
+        Some(limit_bytes) => Error::MemoryLimit { limit_bytes },
+        None => host("making an instance", error),
+    }
+}
+
+/// The exit status of a run of `after` that ended with `ended`.
 pub(super) fn exit<W>(
-    ended: wasmtime::Result<()>,
+    ended: wasmtime::Result<ExitStatus>,
     stdout: &Stdout,
-    store: &Store<Tenant<W>>,
+    tenant: &Tenant<W>,
     after: Duration,
 ) -> Result<ExitStatus, Error> {
-    let Err(error) = ended else { return Ok(ExitStatus::Code(0)) };
+    let error = match (ended, stdout.halt()) {
+        (_, Some(Halt::OutputLimit { limit_bytes })) => return Err(Error::OutputLimit { limit_bytes }),
+        (_, Some(Halt::Cancelled)) => return Err(Error::Cancelled),
+        (Ok(exit), None) => return Ok(exit),
+        (Err(error), None) => error,
+    };
     if let Some(I32Exit(code)) = error.downcast_ref::<I32Exit>() {
         return Ok(ExitStatus::Code(*code));
-    }
-    match stdout.halt() {
-        Some(Halt::OutputLimit { limit_bytes }) => return Err(Error::OutputLimit { limit_bytes }),
-        Some(Halt::Cancelled) => return Err(Error::Cancelled),
-        None => {}
     }
     if error.is::<DeadlinePassed>() {
         return Err(Error::Deadline { after });
     }
-    let limits = &store.data().limits;
-    if limits.refused && error.is::<Trap>() {
-        return Err(Error::MemoryLimit { limit_bytes: limits.memory_bytes() });
+    if error.is::<PoolConcurrencyLimitError>() {
+        return Err(Error::Capacity { reason: error.to_string() });
     }
-    Ok(ExitStatus::Fault(Fault { kind: "trap".into(), message: bounded(format!("{error:?}")) }))
+    match tenant.limits.met() {
+        // It crashed after a refused growth: most likely because of it.
+        Some(limit_bytes) => Err(Error::MemoryLimit { limit_bytes }),
+        None => Ok(ExitStatus::Fault(Fault { kind: "trap".into(), message: message(&error) })),
+    }
 }
 
-fn bounded(mut message: String) -> String {
-    if message.len() > MESSAGE_BYTES {
-        let end = (0..=MESSAGE_BYTES).rev().find(|&i| message.is_char_boundary(i)).unwrap_or(0);
-        message.truncate(end);
-        message.push_str("\n[cut]");
+/// The cause and the program's own stack, bounded and fit for a terminal: names come from the module.
+fn message(error: &wasmtime::Error) -> String {
+    let mut text = error.root_cause().to_string();
+    if let Some(stack) = error.downcast_ref::<WasmBacktrace>() {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "\n{stack}");
     }
-    message
+    let clean = |c: char| if c.is_control() && c != '\n' { char::REPLACEMENT_CHARACTER } else { c };
+    let mut clean: String = text.trim_end().chars().map(clean).collect();
+    if clean.len() > MESSAGE_BYTES {
+        clean.truncate(clean.floor_char_boundary(MESSAGE_BYTES));
+        clean.push_str("\n[cut]");
+    }
+    clean
 }

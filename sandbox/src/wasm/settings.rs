@@ -11,14 +11,23 @@ use wasmtime::{
     Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails,
 };
 
+use super::tenant::INSTANCES;
 use crate::engines::EngineConfig;
 use crate::error::Error;
 
 /// Time between two epochs: the longest that one tenant holds its thread before others get a turn.
 pub(super) const TICK: Duration = Duration::from_millis(1);
 
-/// Most bytes of one table: 100,000 elements of 8 bytes.
-const TABLE_ELEMENTS: usize = 100_000;
+/// Most elements of one table.
+pub(super) const TABLE_ELEMENTS: usize = 100_000;
+/// Most resources (open files, streams, requests) that one tenant holds.
+pub(super) const RESOURCES: usize = 1000;
+/// Tables of one tenant on average: a component has several, a module one.
+const TABLES: u32 = 4;
+const TABLES_PER_MODULE: u32 = 16;
+const MEMORIES_PER_MODULE: u32 = 4;
+/// More instances than the kernel's limit on mappings (`vm.max_map_count`) has room for.
+const MAX_SANDBOXES: u32 = 8192;
 /// What a cleaned slot keeps in memory instead of giving it back to the host.
 const MEMORY_KEEP_RESIDENT: usize = 1 << 20;
 const TABLE_KEEP_RESIDENT: usize = 64 << 10;
@@ -48,22 +57,25 @@ fn wasmtime_config(config: &EngineConfig) -> Config {
         .max_wasm_stack(WASM_STACK)
         .async_stack_size(STACK)
         .memory_init_cow(true)
+        .concurrency_support(false)
         .wasm_backtrace_details(WasmBacktraceDetails::Enable);
     wasm
 }
 
 fn pooling(config: &EngineConfig) -> PoolingAllocationConfig {
-    let sandboxes = config.max_sandboxes.max(1);
+    let sandboxes = config.max_sandboxes.clamp(1, MAX_SANDBOXES);
     let memory = usize::try_from(config.max_memory_bytes.min(WASM32_MAX)).unwrap_or(usize::MAX);
     let mut pool = PoolingAllocationConfig::new();
     pool.pagemap_scan(Enabled::Auto)
-        .total_core_instances(sandboxes)
+        .total_core_instances(sandboxes.saturating_mul(INSTANCES as u32))
         .total_component_instances(sandboxes)
         .total_memories(sandboxes)
-        .total_tables(sandboxes)
+        .total_tables(sandboxes.saturating_mul(TABLES))
         .total_stacks(sandboxes)
         .total_gc_heaps(sandboxes)
         .max_memory_size(memory)
+        .max_tables_per_module(TABLES_PER_MODULE)
+        .max_memories_per_module(MEMORIES_PER_MODULE)
         .table_elements(TABLE_ELEMENTS)
         .linear_memory_keep_resident(MEMORY_KEEP_RESIDENT)
         .table_keep_resident(TABLE_KEEP_RESIDENT);

@@ -1,16 +1,37 @@
-//! What a store holds for its tenant: WASI state, limits and the clock of its time slices.
+//! What a store holds for its tenant: WASI state, limits, and the clock of its time slices.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use wasmtime::{Engine, ResourceLimiter, Store, UpdateDeadline};
 
+use super::settings::TABLE_ELEMENTS;
+
 /// A store's data.
 pub(super) struct Tenant<W> {
-    /// WASI state; `None` until an invocation brings its streams and environment.
-    pub(super) wasi: Option<W>,
+    /// WASI state.
+    pub(super) wasi: W,
     pub(super) limits: Limits,
     /// When the run is stopped.
     pub(super) deadline: Instant,
+    /// Time slices used so far.
+    pub(super) slices: Slices,
+}
+
+/// Counts the time slices of one run; shared with whoever drives it.
+#[derive(Clone, Default)]
+pub(super) struct Slices(Arc<AtomicU32>);
+
+impl Slices {
+    /// How many slices the run has used up.
+    pub(super) fn used(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn count(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// The deadline passed while the program computed.
@@ -20,29 +41,42 @@ pub(super) struct DeadlinePassed;
 
 /// What one tenant may hold.
 pub(super) struct Limits {
-    /// All its linear memories together.
+    /// All its linear memories, tables and garbage-collected heaps together.
     memory_bytes: usize,
     used_bytes: usize,
     /// A growth was refused for the limit's sake.
-    pub(super) refused: bool,
+    refused: bool,
 }
 
+/// Instances, tables and memories of one tenant: enough for a component that bundles an interpreter.
+pub(super) const INSTANCES: usize = 64;
+const TABLES: usize = 64;
+const MEMORIES: usize = 16;
+/// Bytes that the host spends on one table element.
+const ELEMENT_BYTES: usize = 8;
+
 impl Limits {
-    pub(super) fn new(memory_bytes: u64) -> Self {
+    fn new(memory_bytes: u64) -> Self {
         let memory_bytes = usize::try_from(memory_bytes).unwrap_or(usize::MAX);
         Self { memory_bytes, used_bytes: 0, refused: false }
     }
 
-    pub(super) fn memory_bytes(&self) -> u64 {
-        self.memory_bytes as u64
+    /// The limit, if a growth was refused for its sake.
+    pub(super) fn met(&self) -> Option<u64> {
+        self.refused.then_some(self.memory_bytes as u64)
+    }
+
+    /// Whether `more` bytes still fit; they then count as used.
+    fn charge(&mut self, more: usize) -> bool {
+        let used = self.used_bytes.saturating_add(more);
+        if used > self.memory_bytes {
+            self.refused = true;
+            return false;
+        }
+        self.used_bytes = used;
+        true
     }
 }
-
-/// Instances, tables and memories of one tenant.
-const INSTANCES: usize = 64;
-const TABLES: usize = 64;
-const MEMORIES: usize = 16;
-const TABLE_ELEMENTS: usize = 100_000;
 
 impl ResourceLimiter for Limits {
     fn memory_growing(
@@ -51,25 +85,18 @@ impl ResourceLimiter for Limits {
         desired: usize,
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        let used = self.used_bytes.saturating_add(desired - current);
-        if used > self.memory_bytes {
-            self.refused = true;
-            return Ok(false);
-        }
-        if maximum.is_some_and(|maximum| desired > maximum) {
-            return Ok(false);
-        }
-        self.used_bytes = used;
-        Ok(true)
+        let possible = maximum.is_none_or(|maximum| desired <= maximum);
+        Ok(possible && self.charge(desired.saturating_sub(current)))
     }
 
     fn table_growing(
         &mut self,
-        _current: usize,
+        current: usize,
         desired: usize,
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        Ok(desired <= maximum.unwrap_or(usize::MAX).min(TABLE_ELEMENTS))
+        let possible = desired <= maximum.unwrap_or(usize::MAX).min(TABLE_ELEMENTS);
+        Ok(possible && self.charge(desired.saturating_sub(current).saturating_mul(ELEMENT_BYTES)))
     }
 
     fn instances(&self) -> usize {
@@ -87,18 +114,22 @@ impl ResourceLimiter for Limits {
 
 /// A store with its limits and its time slices: every tick the program gives way to its neighbours, and past its
 /// deadline it stops.
-pub(super) fn store<W: Send + 'static>(
+pub(super) fn store<W: Default + Send + 'static>(
     engine: &Engine,
     memory_bytes: u64,
     deadline: Instant,
 ) -> Store<Tenant<W>> {
-    let mut store = Store::new(engine, Tenant { wasi: None, limits: Limits::new(memory_bytes), deadline });
+    let limits = Limits::new(memory_bytes);
+    let tenant = Tenant { wasi: W::default(), limits, deadline, slices: Slices::default() };
+    let mut store = Store::new(engine, tenant);
     store.limiter(|tenant| &mut tenant.limits);
     store.set_epoch_deadline(1);
     store.epoch_deadline_callback(|store| {
-        if Instant::now() >= store.data().deadline {
+        let tenant = store.data();
+        if Instant::now() >= tenant.deadline {
             return Err(wasmtime::Error::new(DeadlinePassed));
         }
+        tenant.slices.count();
         Ok(UpdateDeadline::Yield(1))
     });
     store

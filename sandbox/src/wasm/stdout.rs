@@ -1,23 +1,20 @@
-//! Standard input, output and error of one invocation, as WASI streams.
+//! Standard output and standard error of one invocation.
 //!
-//! Bytes pass without a copy where the program's own copy into or out of its memory is not one: a piece of input
-//! is handed out by reference, the first piece of output is kept as it came. Every stream is bounded: input waits
-//! in the caller's channel until the program reads, output waits in the program until the channel has room.
+//! The first piece of collected output is kept as it came, without a copy. Streaming output waits in the program
+//! until the caller's channel has room.
 
-use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWrite;
 use tokio::sync::mpsc;
-use wasmtime_wasi::cli::{IsTerminal, StdinStream, StdoutStream};
-use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
+use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
+use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 
-use crate::engine::{Input, LogSink, Output};
+use crate::engine::{LogSink, Output};
 
 /// Most bytes that one write may carry: what a program can make the host allocate at a time.
 const PIECE: usize = 64 << 10;
@@ -39,81 +36,6 @@ pub(super) enum Halt {
 impl Halt {
     fn trap(self) -> StreamError {
         StreamError::Trap(wasmtime::Error::new(self))
-    }
-}
-
-/// Standard input.
-#[derive(Clone)]
-pub(super) struct Stdin(Arc<Mutex<Source>>);
-
-struct Source {
-    ready: Bytes,
-    more: Option<mpsc::Receiver<Bytes>>,
-}
-
-impl Source {
-    /// Ready when a byte or the end can be read.
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while self.ready.is_empty() {
-            let Some(more) = &mut self.more else { break };
-            match more.poll_recv(cx) {
-                Poll::Ready(Some(piece)) => self.ready = piece,
-                Poll::Ready(None) => self.more = None,
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-        Poll::Ready(())
-    }
-
-    /// Up to `size` bytes; empty at the end.
-    fn take(&mut self, size: usize) -> Bytes {
-        self.ready.split_to(size.min(self.ready.len()))
-    }
-}
-
-impl Stdin {
-    pub(super) fn new(input: Input) -> Self {
-        let source = match input {
-            Input::Bytes(ready) => Source { ready, more: None },
-            Input::Stream(more) => Source { ready: Bytes::new(), more: Some(more) },
-        };
-        Self(Arc::new(Mutex::new(source)))
-    }
-}
-
-impl IsTerminal for Stdin {
-    fn is_terminal(&self) -> bool {
-        false
-    }
-}
-
-impl StdinStream for Stdin {
-    fn async_stream(&self) -> Box<dyn AsyncRead + Send + Sync> {
-        Box::new(tokio::io::empty()) // for WASI p3, which is not linked
-    }
-
-    fn p2_stream(&self) -> Box<dyn InputStream> {
-        Box::new(self.clone())
-    }
-}
-
-#[async_trait]
-impl Pollable for Stdin {
-    async fn ready(&mut self) {
-        poll_fn(|cx| self.0.lock().poll_fill(cx)).await;
-    }
-}
-
-impl InputStream for Stdin {
-    fn read(&mut self, size: usize) -> StreamResult<Bytes> {
-        let mut source = self.0.lock();
-        if source.poll_fill(&mut Context::from_waker(Waker::noop())).is_pending() {
-            return Ok(Bytes::new());
-        }
-        match source.take(size) {
-            piece if piece.is_empty() && size > 0 => Err(StreamError::Closed),
-            piece => Ok(piece),
-        }
     }
 }
 
@@ -142,6 +64,21 @@ impl Stdout {
             Output::Stream(sender) => To::Stream { sender, stuck: None },
         };
         Self(Arc::new(Mutex::new(Sink { to, started, first_byte: None, halt: None })))
+    }
+
+    /// Writes a piece, waiting for room.
+    pub(super) async fn send(&self, piece: Bytes) -> Result<(), Halt> {
+        let mut stream = self.clone();
+        loop {
+            stream.ready().await;
+            let mut sink = self.0.lock();
+            match sink.room() {
+                Ok(0) => continue,
+                Ok(_) => drop(sink.write(piece)),
+                Err(_) => {}
+            }
+            return sink.halt.map_or(Ok(()), Err);
+        }
     }
 
     /// Why the stream ended the run, if it did.
