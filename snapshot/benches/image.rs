@@ -7,7 +7,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use novum_snapshot::sys::{Access, Mapping};
+use novum_snapshot::sys::{Access, MapOptions, Mapping};
 use novum_snapshot::{Digest, Host, Layout, PageSet, Region, Snapshot, Source, State, Store, Writer};
 use serde::{Deserialize, Serialize};
 
@@ -78,6 +78,10 @@ fn benchmarks(c: &mut Criterion) {
     });
     group.bench_function("open and map a diff of 500 pages", |b| {
         b.iter(|| Mapping::new(&Snapshot::open(&store, black_box(&diff)).expect("it is there")));
+    });
+    group.bench_function("map a diff of 500 pages, reading them", |b| {
+        let options = MapOptions { read_up_to: 4096 };
+        b.iter(|| Mapping::from_plan(layered.mapping_plan(), &layered.files(), options));
     });
     group.throughput(Throughput::Bytes(IMAGE as u64)).sample_size(20);
     group.bench_function("write without publishing", |b| b.iter(|| base(&store, &image)));

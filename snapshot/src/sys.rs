@@ -5,8 +5,9 @@
     reason = "mmap, madvise and munmap are unsafe by nature; everything else stays outside"
 )]
 
+mod fill;
 mod map;
 mod zero;
 
-pub use map::{Access, MapError, MappedRegion, Mapping};
+pub use map::{Access, MapError, MapOptions, MappedRegion, Mapping};
 pub(crate) use zero::is_zero;

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use common::*;
 use novum_snapshot::flatten::flatten;
-use novum_snapshot::sys::{Access, Mapping};
+use novum_snapshot::sys::{Access, MapOptions, Mapping};
 use novum_snapshot::*;
 use proptest::prelude::*;
 
@@ -292,6 +292,9 @@ proptest! {
             let mut read = vec![1; memory.len()];
             snapshot.read(0x1000, &mut read).unwrap();
             prop_assert!(read == memory);
+            let options = MapOptions { read_up_to: 2 * PAGE as u64 };
+            let read = Mapping::from_plan(snapshot.mapping_plan(), &snapshot.files(), options).unwrap();
+            prop_assert!(copies(&read) == [memory.clone()]);
             snapshot.verify().unwrap();
             snapshot.verify_range(0x1000..0x1000 + memory.len() as u64).unwrap();
             top = Some(snapshot);

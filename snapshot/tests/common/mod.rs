@@ -65,7 +65,10 @@ pub(crate) fn base(store: &Store, memory: &[u8]) -> Digest {
 
 /// What the mapping of a snapshot holds, region by region.
 pub(crate) fn mapped(snapshot: &Snapshot) -> Vec<Vec<u8>> {
-    let mapping = Mapping::new(snapshot).unwrap();
+    copies(&Mapping::new(snapshot).unwrap())
+}
+
+pub(crate) fn copies(mapping: &Mapping) -> Vec<Vec<u8>> {
     mapping.regions().iter().map(copy).collect()
 }
 
