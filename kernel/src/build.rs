@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::cache::{Cache, short_digest};
+use crate::compact::compact;
 use crate::debian::Package;
 use crate::{Error, run};
 
@@ -142,9 +143,14 @@ fn collect(output: &Path, into: &Path) -> Result<(), Error> {
     };
     copy("arch/x86/boot/bzImage", "bzImage")?;
     copy(".config", "config")?;
-    let mut strip = Command::new("strip");
-    run::output(strip.arg("-s").arg(output.join("vmlinux")).arg("-o").arg(into.join("vmlinux")), "binutils")?;
-    Ok(())
+    let stripped = output.join("vmlinux.stripped");
+    run::output(
+        Command::new("strip").arg("-s").arg(output.join("vmlinux")).arg("-o").arg(&stripped),
+        "binutils",
+    )?;
+    let elf = fs::read(&stripped).map_err(Error::file("reading", &stripped))?;
+    let path = into.join("vmlinux");
+    fs::write(&path, compact(&elf)?).map_err(Error::file("writing", &path))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::Error;
 use crate::cache::{Cache, short_digest};
+use crate::compact::compact;
 use crate::cpio::Cpio;
 use crate::debian::Package;
 use crate::image;
@@ -134,7 +135,7 @@ pub fn import(cache: &Cache, kernel: &Distribution) -> Result<Imported, Error> {
             let path = into.join(name);
             fs::write(&path, bytes).map_err(Error::file("writing", &path))
         };
-        write("vmlinux", &image::elf_of_bzimage(&bzimage)?)?;
+        write("vmlinux", &compact(&image::elf_of_bzimage(&bzimage)?)?)?;
         write("bzImage", &bzimage)?;
         write("modules.cpio", &archive(&kernel.modules(GUEST_MODULES)?))
     })?;

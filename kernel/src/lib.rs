@@ -11,6 +11,7 @@
 
 pub mod build;
 pub mod cache;
+pub mod compact;
 pub mod cpio;
 pub mod debian;
 pub mod error;

@@ -1,5 +1,6 @@
-//! Chores of this repository: `cargo xtask test`, `cargo xtask rig`.
+//! Chores of this repository: `cargo xtask test`, `cargo xtask rig`, `cargo xtask kernel`.
 
+mod kernel;
 mod rig;
 mod test;
 
@@ -15,11 +16,14 @@ enum Task {
     Test(test::Args),
     /// Run a program, or tests, on hardware-style KVM emulated by QEMU.
     Rig(rig::Args),
+    /// Build and import the kernels that the rig's tests boot.
+    Kernel(kernel::Args),
 }
 
 fn main() -> anyhow::Result<ExitCode> {
     match Task::parse() {
         Task::Test(args) => test::run(&args),
         Task::Rig(args) => rig::run(&args),
+        Task::Kernel(args) => kernel::run(&args),
     }
 }

@@ -108,6 +108,9 @@ pub enum Error {
     /// A snapshot that cannot be opened.
     #[error(transparent)]
     Snapshot(#[from] OpenError),
+    /// A guest kernel.
+    #[error(transparent)]
+    Kernel(#[from] novum_kernel::Error),
     /// No engine can run here.
     #[error("no engine can run on this machine")]
     NoEngine,
@@ -158,7 +161,7 @@ impl Error {
             Self::Snapshot(_) => exit::INVALID,
             Self::NoEngine => exit::CANNOT_RUN,
             Self::ClosedPipe => exit::PIPE,
-            Self::Serve(_) | Self::Dev(_) | Self::Io { .. } => exit::OTHER,
+            Self::Serve(_) | Self::Dev(_) | Self::Kernel(_) | Self::Io { .. } => exit::OTHER,
         }
     }
 
@@ -177,6 +180,7 @@ impl Error {
             Self::Store(_) | Self::Snapshot(_) => "SNAPSHOT",
             Self::NoEngine => "NO_ENGINE",
             Self::Serve(_) => "SERVE",
+            Self::Kernel(_) => "KERNEL",
             Self::Dev(_) => "DEV",
             Self::ClosedPipe | Self::Io { .. } => "IO",
         }

@@ -11,6 +11,7 @@ mod doctor;
 mod functions;
 mod input;
 mod invoke;
+mod kernel;
 mod logs;
 mod progress;
 mod run;
@@ -109,6 +110,7 @@ enum Command {
     Snapshot(snapshot::Args),
     Stats(stats::Args),
     Doctor(doctor::Args),
+    Kernel(kernel::Args),
     Completions(completions::Args),
 }
 
@@ -147,6 +149,7 @@ fn execute(cli: &Cli) -> Result<u8, Error> {
         Command::Snapshot(args) => snapshot::run(global, args),
         Command::Stats(args) => block_on(stats::run(global, args)),
         Command::Doctor(args) => doctor::run(global, args),
+        Command::Kernel(args) => kernel::run(global, args),
         Command::Completions(args) => completions::run(args),
     }
 }

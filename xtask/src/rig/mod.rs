@@ -21,6 +21,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+pub(crate) use stock::cache_home;
+
 /// Arguments of `cargo xtask rig`.
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]

@@ -77,7 +77,7 @@ fn newest(cache: &Cache) -> Option<PathBuf> {
 }
 
 /// `$XDG_CACHE_HOME`, or `~/.cache`.
-fn cache_home() -> anyhow::Result<PathBuf> {
+pub(crate) fn cache_home() -> anyhow::Result<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("XDG_CACHE_HOME")
         .or_else(|| Some(set("HOME")?.join(".cache")))
