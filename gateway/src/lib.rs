@@ -1,16 +1,36 @@
 //! The novum gateway: functions nobody has to trust, over gRPC and HTTP.
 
+pub mod artifacts;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod convert;
 pub mod core;
+pub mod deploy;
 pub mod dev;
+pub mod dispatch;
 pub mod doctor;
+pub mod engines;
+pub mod error;
+pub mod expose;
 pub mod front;
+pub mod functions;
+pub mod http;
+pub mod id;
+pub mod image;
+pub mod json;
 pub mod listen;
+pub mod logs;
 pub mod manifest;
 pub mod metrics;
+pub mod note;
 pub mod pack;
+pub mod pool;
+pub mod registry;
 pub mod server;
+pub mod service;
+pub mod status;
+pub mod timings;
 pub mod units;
+pub mod unpack;
 pub mod worker;

@@ -11,11 +11,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use tokio::runtime::{Handle, Runtime};
 use tokio_util::sync::CancellationToken;
+use tonic_health::server::HealthReporter;
 
 use crate::config::{ConfigError, Listen, ServeConfig};
 use crate::core::{Core, OpenError};
-use crate::front::Front;
+use crate::front::{self, Front};
 use crate::listen::{self, ListenError};
 use crate::worker;
 
@@ -47,6 +49,9 @@ pub enum ServeError {
 /// A gateway that answers.
 pub struct Server {
     core: Arc<Core>,
+    health: HealthReporter,
+    /// Dropped last: it runs what the others left behind.
+    _control: Control,
     addresses: Vec<Listen>,
     workers: Vec<JoinHandle<io::Result<()>>>,
     stop: CancellationToken,
@@ -69,10 +74,11 @@ impl Server {
     pub async fn start(config: ServeConfig) -> Result<Self, ServeError> {
         config.check()?;
         let (listeners, addresses) = listen::bind(&config.listen, config.workers)?;
-        let core = Core::open(config.clone()).await?;
-        let front = Front::new(&core);
+        let control = Control(Some(control_runtime().map_err(ServeError::Worker)?));
+        let core = Core::open(config.clone(), control.handle()).await?;
+        let (front, health) = Front::new(&core).await.map_err(|e| ServeError::Worker(io::Error::other(e)))?;
         let stop = CancellationToken::new();
-        let mut server = Self { core, addresses, workers: Vec::new(), stop };
+        let mut server = Self { core, health, _control: control, addresses, workers: Vec::new(), stop };
         for (index, listeners) in listeners.into_iter().enumerate() {
             let worker = worker::spawn(index, listeners, front.clone(), server.stop.clone());
             server.workers.push(worker.map_err(ServeError::Worker)?);
@@ -102,6 +108,7 @@ impl Server {
     /// A worker's failure.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), ServeError> {
         shutdown.cancelled().await;
+        front::set_serving(&self.health, false).await;
         self.core.drain().await;
         self.stop.cancel();
         let workers = std::mem::take(&mut self.workers);
@@ -119,6 +126,32 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop.cancel();
         listen::unlink(&self.addresses);
+    }
+}
+
+/// The runtime of everything that is not on an invocation's way. Its drop does not wait, so that it may happen in
+/// another runtime.
+struct Control(Option<Runtime>);
+
+fn control_runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("novum-control")
+        .enable_all()
+        .build()
+}
+
+impl Control {
+    fn handle(&self) -> Handle {
+        self.0.as_ref().map_or_else(Handle::current, |runtime| runtime.handle().clone())
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 

@@ -1,0 +1,6 @@
+//! The gRPC services: from messages to the domain and back, nothing else.
+
+pub mod admin;
+pub mod deadline;
+pub mod functions;
+pub mod stream;
