@@ -41,6 +41,13 @@ pub const TABLE: &[Row] = &[
         probe: || Ok(()),
         make: |config| Ok(Arc::new(crate::wasm::WasmEngine::new(config)?)),
     },
+    #[cfg(feature = "vm")]
+    Row {
+        kind: EngineKind::Process,
+        recognises: crate::process::recognises,
+        probe: crate::process::probe,
+        make: |config| Ok(Arc::new(crate::process::ProcessEngine::new(config)?)),
+    },
 ];
 
 /// The row of `kind`, or `None` where this build was made without it.

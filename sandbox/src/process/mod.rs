@@ -10,14 +10,20 @@
 
 pub(crate) mod calls;
 pub(crate) mod control;
+mod engine;
 pub(crate) mod fault;
+pub mod files;
 pub(crate) mod load;
 pub(crate) mod memory;
 pub(crate) mod run;
+mod sandbox;
+mod setup;
 pub(crate) mod signal;
+mod stdio;
 pub(crate) mod thread;
 pub(crate) mod threads;
 pub(crate) mod time;
+mod view;
 pub(crate) mod wait;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -26,21 +32,47 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use calls::{Args, Outcome};
+use calls::{Args, Outcome, identity};
+use files::{Files, MapSource};
+use load::Start;
+use load::stack::Stack;
 use memory::{AddressSpace, MappedFile};
 use signal::{Actions, Pending};
-use thread::{Base, Threads};
 use threads::futex::Futexes;
 use time::Time;
 use time::clock::Clock;
 use time::timers::Timers;
+use thread::{Base, Thread, Threads};
 use wait::Wait;
+
+use crate::kvm::vcpu::UserState;
+
+pub use engine::ProcessEngine;
+
+/// Whether this machine can run the engine; `Err` says why not and what to do.
+///
+/// # Errors
+/// What is missing.
+pub fn probe() -> Result<(), String> {
+    crate::kvm::vm::probe()
+}
+
+/// Whether an artifact begins as an ELF file for x86-64, or as a script that names its interpreter.
+#[must_use]
+pub fn recognises(head: &[u8]) -> bool {
+    const X86_64: [u8; 2] = [62, 0];
+    let elf =
+        head.starts_with(b"\x7fELF\x02\x01") && head.get(18..20).is_none_or(|machine| machine == X86_64);
+    elf || head.starts_with(b"#!")
+}
 
 /// One program's state.
 #[derive(Debug)]
 pub(crate) struct Process {
     /// Its address space.
     pub(crate) memory: AddressSpace,
+    /// Its files.
+    pub(crate) files: Files,
     /// Its threads.
     pub(crate) threads: Threads,
     /// What it wants done about signals.
@@ -59,6 +91,8 @@ pub(crate) struct Process {
     pub(crate) recent: VecDeque<Call>,
     /// Calls that nobody serves, with how often they were made.
     pub(crate) unserved: BTreeMap<u64, u64>,
+    /// What stands on the first stack, for `/proc/self`.
+    pub(crate) stack: Stack,
     /// When it began.
     started: Instant,
     /// Segment bases that the current thread asked for and the vCPU does not have yet.
@@ -81,10 +115,14 @@ pub(crate) struct Call {
 }
 
 impl Process {
-    /// A program that is loaded into `memory` and has these threads.
-    pub(crate) fn new(memory: AddressSpace, threads: Threads) -> Self {
+    /// A program that is loaded into `memory` and begins at `start`.
+    pub(crate) fn new(memory: AddressSpace, files: Files, start: Start) -> Self {
+        let state = UserState::start(start.entry, start.stack.pointer);
+        let threads = Threads::new(Thread::new(identity::PID as u32, state));
         Self {
             memory,
+            files,
+            stack: start.stack,
             threads,
             actions: Actions::default(),
             pending: Pending::default(),
@@ -149,6 +187,9 @@ impl Process {
         std::mem::take(&mut self.changed)
     }
 
+    /// A write found no reader.
+    pub(crate) fn broken_pipe(&mut self) {}
+
     /// Sets a segment base of the current thread.
     pub(crate) fn set_base(&mut self, base: Base, address: u64) -> Result<Outcome, Errno> {
         self.new_bases = Some((base, address));
@@ -176,7 +217,13 @@ impl Process {
     }
 
     /// The host's file behind a descriptor, for `mmap`.
-    pub(crate) fn mappable(&mut self, _fd: u64) -> Result<Arc<MappedFile>, Errno> {
-        Err(Errno::BADF)
+    pub(crate) fn mappable(&mut self, fd: i32, shared_write: bool) -> Result<Option<Arc<MappedFile>>, Errno> {
+        match self.files.map(fd, shared_write)? {
+            MapSource::Zeroes => Ok(None),
+            MapSource::File(mapping) => {
+                let name = String::from_utf8_lossy(&self.files.path_of_open(fd)?).into_owned();
+                Ok(Some(Arc::new(MappedFile { fd: mapping.fd, name })))
+            }
+        }
     }
 }

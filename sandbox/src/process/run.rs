@@ -484,9 +484,9 @@ fn negative(errno: Errno) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kvm::vcpu::UserState;
+    use crate::process::files::{Files, FilesConfig};
+    use crate::process::load::{Start, stack};
     use crate::process::memory::{AddressSpace, At, Placement, Prot, Request};
-    use crate::process::thread::{Thread, Threads};
     use iced_x86::code_asm::*;
 
     const CODE: u64 = 0x40_0000;
@@ -506,8 +506,12 @@ mod tests {
         memory.write(CODE, &bytes).unwrap();
         memory.protect(CODE, 4096, Prot { read: true, write: false, exec: true }).unwrap();
         let stack = memory.map(Request::anonymous(At::Hint(0), 65536, Prot::READ_WRITE)).unwrap();
-        let threads = Threads::new(Thread::new(1, UserState::start(CODE, stack + 65536)));
-        Some(Machine::new(Process::new(memory, threads), Control::new().unwrap()).unwrap())
+        let contents = stack::Contents { args: &[], env: &[], path: b"", random: [0; 16], aux: &[] };
+        let stack = stack::build(stack + 65536, &contents, 4096).unwrap();
+        memory.write(stack.pointer, &stack.bytes).unwrap();
+        let files = Files::new(&FilesConfig::new()).unwrap();
+        let process = Process::new(memory, files, Start { entry: CODE, stack });
+        Some(Machine::new(process, Control::new().unwrap()).unwrap())
     }
 
     fn soon() -> Instant {

@@ -21,6 +21,8 @@ pub(crate) struct Wait {
     pub(crate) output: bool,
     /// A futex word: its key.
     pub(crate) futex: Option<u64>,
-    /// The time limit of the wait. It is kept when the call is made again (see [`Wait::until`] in the thread).
+    /// When to try again at the latest.
     pub(crate) until: Option<Instant>,
+    /// When the call's own time limit ends, counted from its first attempt: for the call itself to see again.
+    pub(crate) deadline: Option<Instant>,
 }

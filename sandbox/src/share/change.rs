@@ -3,10 +3,10 @@
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
-use super::{Attr, Links, Share, Time, stat_fd, sys};
+use super::{Links, Share, Time, stat_fd, sys};
 
 /// Permission bits that a tenant may set: no set-user-ID, no set-group-ID.
-const MODE_MASK: u32 = 0o1777;
+pub(super) const MODE_MASK: u32 = 0o1777;
 
 /// What `utimensat` does to one of the times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub enum SetTime {
 }
 
 impl SetTime {
-    fn raw(self) -> Timespec {
+    pub(super) fn raw(self) -> Timespec {
         match self {
             Self::Omit => Timespec { tv_sec: 0, tv_nsec: fs::UTIME_OMIT },
             Self::Now => Timespec { tv_sec: 0, tv_nsec: fs::UTIME_NOW },
@@ -120,9 +120,7 @@ impl Share {
         gid: Option<u32>,
     ) -> Result<(), Errno> {
         self.writable()?;
-        let attr: Attr = self.stat(path, links, follow)?;
-        let same = uid.is_none_or(|uid| uid == attr.uid) && gid.is_none_or(|gid| gid == attr.gid);
-        if same { Ok(()) } else { Err(Errno::PERM) }
+        self.stat(path, links, follow)?.same_owner(uid, gid)
     }
 
     /// Sets the times of last read and last change.

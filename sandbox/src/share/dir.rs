@@ -1,6 +1,7 @@
 //! Reading directories, with cookies that stay good while the directory changes.
 
 use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 
 use rustix::fs::{FileType, OFlags, RawDir, SeekFrom, seek};
 use rustix::io::Errno;
@@ -40,6 +41,12 @@ impl Share {
 }
 
 impl Dir {
+    /// The host's descriptor.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.file.fd()
+    }
+
     /// What `stat` says now.
     ///
     /// # Errors

@@ -5,16 +5,21 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{self, FileType, Mode, OFlags};
+use rustix::fs::{self, FileType, Mode, OFlags, Timestamps};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::{Attr, Identity, Links, Lock, Share, stat_fd, sys};
+use super::change::MODE_MASK;
+use super::{Access, Attr, Identity, Links, Lock, SetTime, Share, stat_fd, sys};
 
-/// Flags of `open(2)` that reach the host. All others are the tenant's own bookkeeping (`O_NONBLOCK`, `O_CLOEXEC`,
-/// `O_APPEND`) or not had (`O_DIRECT`, `O_ASYNC`).
-const HOST_FLAGS: OFlags =
-    OFlags::RWMODE.union(OFlags::DSYNC).union(OFlags::SYNC).union(OFlags::TRUNC).union(OFlags::DIRECTORY);
+/// Flags of `open(2)` that reach the host. All others are the tenant's own bookkeeping (`O_NONBLOCK`, `O_CLOEXEC`)
+/// or not had (`O_DIRECT`, `O_ASYNC`).
+const HOST_FLAGS: OFlags = OFlags::RWMODE
+    .union(OFlags::APPEND)
+    .union(OFlags::DSYNC)
+    .union(OFlags::SYNC)
+    .union(OFlags::TRUNC)
+    .union(OFlags::DIRECTORY);
 /// How often an open that raced with another's create or unlink is tried again.
 const RACE_RETRIES: usize = 16;
 
@@ -23,6 +28,7 @@ const RACE_RETRIES: usize = 16;
 pub struct OpenFile {
     fd: OwnedFd,
     attr: Attr,
+    access: Access,
 }
 
 /// What must be kept of an open file so that it can be opened again.
@@ -69,6 +75,46 @@ impl OpenFile {
     #[must_use]
     pub fn into_fd(self) -> OwnedFd {
         self.fd
+    }
+
+    fn changeable(&self) -> Result<(), Errno> {
+        if self.access == Access::ReadOnly { Err(Errno::ROFS) } else { Ok(()) }
+    }
+
+    /// As [`Share::chmod`].
+    ///
+    /// # Errors
+    /// What `fchmod(2)` says; `EROFS`.
+    pub fn chmod(&self, mode: u32) -> Result<(), Errno> {
+        self.changeable()?;
+        fs::fchmod(&self.fd, Mode::from_raw_mode(mode & MODE_MASK))
+    }
+
+    /// As [`Share::chown`].
+    ///
+    /// # Errors
+    /// `EPERM` for a change; `EROFS`.
+    pub fn chown(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
+        self.changeable()?;
+        self.stat()?.same_owner(uid, gid)
+    }
+
+    /// As [`Share::set_times`].
+    ///
+    /// # Errors
+    /// What `futimens(2)` says; `EROFS`.
+    pub fn set_times(&self, atime: SetTime, mtime: SetTime) -> Result<(), Errno> {
+        self.changeable()?;
+        let times = Timestamps { last_access: atime.raw(), last_modification: mtime.raw() };
+        fs::futimens(&self.fd, &times)
+    }
+
+    /// Switches between appending and writing at the position.
+    ///
+    /// # Errors
+    /// What `fcntl(2)` says.
+    pub fn set_append(&self, append: bool) -> Result<(), Errno> {
+        fs::fcntl_setfl(&self.fd, if append { OFlags::APPEND } else { OFlags::empty() })
     }
 
     /// Sets a byte-range lock that belongs to this open file, so that sandboxes and host processes exclude each
@@ -130,9 +176,13 @@ impl Share {
                 continue;
             }
             if flags.contains(OFlags::TRUNC) && attr.kind() == FileType::RegularFile {
-                fs::ftruncate(&fd, 0)?;
+                if flags.intersects(OFlags::WRONLY | OFlags::RDWR) {
+                    fs::ftruncate(&fd, 0)?;
+                } else {
+                    self.truncate(path, links, 0)?;
+                }
             }
-            return Ok(OpenFile { fd, attr });
+            return Ok(OpenFile { fd, attr, access: self.access });
         }
         Err(Errno::AGAIN)
     }
@@ -157,7 +207,7 @@ impl Share {
             fs::fchmod(&fd, Mode::from_raw_mode(mode & 0o777))?;
             attr.mode = attr.mode & !0o777 | mode & 0o777;
         }
-        Ok(OpenFile { fd, attr })
+        Ok(OpenFile { fd, attr, access: self.access })
     }
 
     /// A regular file without a name in the directory `path` (`O_TMPFILE`).
@@ -175,7 +225,7 @@ impl Share {
         let host = (flags & OFlags::RWMODE) | OFlags::TMPFILE;
         let fd = self.resolve(path, links, host, Mode::from_raw_mode(mode & 0o777))?;
         let attr = stat_fd(&fd)?;
-        Ok(OpenFile { fd, attr })
+        Ok(OpenFile { fd, attr, access: self.access })
     }
 
     /// Opens again what a saved state describes. Nothing is created or truncated.
@@ -183,7 +233,7 @@ impl Share {
     /// # Errors
     /// `ESTALE` where the path is gone or names another file, else what `open(2)` says.
     pub fn reopen(&self, state: &OpenState) -> Result<OpenFile, Errno> {
-        let keep = OFlags::RWMODE | OFlags::DSYNC | OFlags::SYNC | OFlags::DIRECTORY;
+        let keep = OFlags::RWMODE | OFlags::APPEND | OFlags::DSYNC | OFlags::SYNC | OFlags::DIRECTORY;
         let flags = OFlags::from_bits_truncate(state.flags) & keep;
         let file = match self.open(&state.path, Links::Refuse, flags, 0) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ISDIR) => return Err(Errno::STALE),

@@ -122,6 +122,12 @@ impl Attr {
         FileType::from_raw_mode(self.mode)
     }
 
+    /// `EPERM` unless these are the owner and group already.
+    fn same_owner(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
+        let same = uid.is_none_or(|uid| uid == self.uid) && gid.is_none_or(|gid| gid == self.gid);
+        if same { Ok(()) } else { Err(Errno::PERM) }
+    }
+
     fn from_statx(s: &Statx) -> Self {
         let time = |t: &rustix::fs::StatxTimestamp| Time { seconds: t.tv_sec, nanos: t.tv_nsec };
         Self {
@@ -146,6 +152,29 @@ impl Attr {
 fn stat_fd(fd: impl AsFd) -> Result<Attr, Errno> {
     let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
     fs::statx(fd, c"", AtFlags::EMPTY_PATH, mask).map(|s| Attr::from_statx(&s))
+}
+
+/// Holds on to one file, whatever happens to its name.
+#[derive(Debug)]
+pub struct Anchor {
+    fd: OwnedFd,
+    id: Identity,
+}
+
+impl Anchor {
+    /// Which file it is.
+    #[must_use]
+    pub fn id(&self) -> Identity {
+        self.id
+    }
+
+    /// What `stat` says now.
+    ///
+    /// # Errors
+    /// What `statx(2)` says.
+    pub fn stat(&self) -> Result<Attr, Errno> {
+        stat_fd(&self.fd)
+    }
 }
 
 /// A host directory, opened, that one tenant sees.
@@ -220,6 +249,16 @@ impl Share {
         stat_fd(self.node(path, links, follow)?)
     }
 
+    /// Holds on to what `path` names, a link at its end included.
+    ///
+    /// # Errors
+    /// As [`Share::stat`].
+    pub fn anchor(&self, path: &[u8], links: Links) -> Result<Anchor, Errno> {
+        let fd = self.node(path, links, false)?;
+        let id = stat_fd(&fd)?.id;
+        Ok(Anchor { fd, id })
+    }
+
     /// The text of the symbolic link `path`.
     ///
     /// # Errors
@@ -240,6 +279,14 @@ impl Share {
     /// What `fstatfs(2)` says.
     pub fn statfs(&self) -> Result<StatFs, Errno> {
         fs::fstatfs(&self.root)
+    }
+
+    /// Writes what the file system holds back (`syncfs(2)`).
+    pub fn sync(&self) {
+        // O_PATH descriptors do not sync. What fails here fails at the tenant's fsync.
+        if let Ok(dir) = self.open_dir_at(b"", Links::Refuse) {
+            let _ = rustix::fs::syncfs(dir.fd());
+        }
     }
 
     /// The root's descriptor, for a caller that hands the whole directory on (a vhost-user server, a jail).

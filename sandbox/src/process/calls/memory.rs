@@ -68,8 +68,8 @@ fn mmap(process: &mut Process, [address, len, prot, flags, fd, offset]: Args) ->
     let file = if has(libc::MAP_ANONYMOUS) {
         if shared { Some(shared_zeroes(len)?) } else { None }
     } else {
-        let file = process.mappable(fd)?;
-        Some(FilePart { file, offset, shared })
+        let mapped = process.mappable(fd as i32, shared && prot.write)?;
+        mapped.map(|file| FilePart { file, offset, shared })
     };
     let request = Request {
         at: place(address, flags),
@@ -101,7 +101,7 @@ fn shared_zeroes(len: u64) -> Result<FilePart, Errno> {
     let len = len.checked_next_multiple_of(PAGE).filter(|&len| len <= USER_END).ok_or(Errno::NOMEM)?;
     let fd = rustix::fs::memfd_create(c"shared", MemfdFlags::CLOEXEC)?;
     rustix::fs::ftruncate(&fd, len).map_err(|_| Errno::NOMEM)?;
-    let file = Arc::new(MappedFile { fd: fd.into(), name: "/dev/zero (deleted)".into() });
+    let file = Arc::new(MappedFile { fd: Arc::new(fd), name: "/dev/zero (deleted)".into() });
     Ok(FilePart { file, offset: 0, shared: true })
 }
 

@@ -7,11 +7,21 @@
 //! A handler must be quick or say [`Outcome::Block`]: it runs on the thread of the vCPU. A blocked call is made
 //! again from the start, with the same arguments, once what it waits for may have come (see [`Wait`]).
 
+mod attributes;
+mod dirs;
+mod fcntl;
 mod futex;
-mod identity;
+mod guest;
+pub(crate) mod identity;
 mod memory;
 mod names;
+mod open;
+mod pipes;
+mod poll;
+mod rw;
 mod signals;
+mod sockets;
+mod stat;
 mod threads;
 mod time;
 
@@ -54,8 +64,23 @@ impl Outcome {
 pub(crate) type Entry = (libc::c_long, Handler);
 
 /// Every family. A new one is a file and a line here.
-const FAMILIES: &[&[Entry]] =
-    &[memory::CALLS, identity::CALLS, time::CALLS, signals::CALLS, futex::CALLS, threads::CALLS];
+const FAMILIES: &[&[Entry]] = &[
+    memory::CALLS,
+    identity::CALLS,
+    time::CALLS,
+    signals::CALLS,
+    futex::CALLS,
+    threads::CALLS,
+    attributes::CALLS,
+    dirs::CALLS,
+    fcntl::CALLS,
+    open::CALLS,
+    pipes::CALLS,
+    poll::CALLS,
+    rw::CALLS,
+    sockets::CALLS,
+    stat::CALLS,
+];
 
 const NUMBERS: usize = 512;
 

@@ -3,8 +3,8 @@
 //! Every field is hostile: a number is only used after it was compared with what it is a number of. Sources: the
 //! System V gABI chapters 4 and 5, the x86-64 psABI §4 and §5, Linux fs/binfmt_elf.c for what Linux makes of odd files.
 
-use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use object::LittleEndian as LE;
 use object::elf::{self, FileHeader64, ProgramHeader64};
@@ -89,13 +89,15 @@ impl Program {
     ///
     /// # Errors
     /// A [`Refusal`] that says what the file is instead.
-    pub(crate) fn read(file: &File) -> Result<Self, Refusal> {
+    pub(crate) fn read(file: impl AsFd) -> Result<Self, Refusal> {
+        let file = file.as_fd();
         let mut first = [0; size_of::<FileHeader64<LE>>()];
         let got = read_at(file, &mut first, 0)?;
         let header = check_header(&first[..got])?;
         let raw = read_headers(file, header)?;
         let headers = headers_of(&raw, header.e_phnum.get(LE))?;
-        let file_bytes = file.metadata().map_err(Refusal::Read)?.len();
+        let stat = rustix::fs::fstat(file).map_err(|errno| Refusal::Read(errno.into()))?;
+        let file_bytes = stat.st_size as u64;
         let segments = segments(headers, file_bytes)?;
         let placement = match header.e_type.get(LE) {
             elf::ET_EXEC => Placement::Fixed,
@@ -170,7 +172,7 @@ impl Segment {
     }
 }
 
-fn read_at(file: &File, buf: &mut [u8], offset: u64) -> Result<usize, Refusal> {
+fn read_at(file: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> Result<usize, Refusal> {
     let mut done = 0;
     while done < buf.len() {
         match rustix::io::pread(file, &mut buf[done..], offset + done as u64) {
@@ -220,7 +222,7 @@ fn architecture(machine: u16) -> String {
     }
 }
 
-fn read_headers(file: &File, header: &FileHeader64<LE>) -> Result<Vec<u8>, Refusal> {
+fn read_headers(file: BorrowedFd<'_>, header: &FileHeader64<LE>) -> Result<Vec<u8>, Refusal> {
     let bytes = usize::from(header.e_phnum.get(LE)) * size_of::<ProgramHeader64<LE>>();
     if bytes == 0 || bytes > MAX_HEADERS_BYTES {
         return Err(Refusal::Broken("it has no program headers, or more than 64 KiB of them"));
@@ -296,7 +298,7 @@ fn headers_address(segments: &[Segment], headers: &[ProgramHeader64<LE>], header
         .map_or(0, |s| s.address + (offset - s.file_offset))
 }
 
-fn interpreter(file: &File, headers: &[ProgramHeader64<LE>]) -> Result<Option<Vec<u8>>, Refusal> {
+fn interpreter(file: BorrowedFd<'_>, headers: &[ProgramHeader64<LE>]) -> Result<Option<Vec<u8>>, Refusal> {
     let Some(header) = headers.iter().find(|h| h.p_type.get(LE) == elf::PT_INTERP) else { return Ok(None) };
     let bytes = header.p_filesz.get(LE);
     if !(2..=PATH_MAX).contains(&bytes) || header.p_offset.get(LE) > i64::MAX as u64 - PATH_MAX {
@@ -320,6 +322,7 @@ fn alignment(headers: &[ProgramHeader64<LE>]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::io::Write;
 
     use proptest::prelude::*;

@@ -13,17 +13,14 @@ use super::memory::{AddressSpace, At, FilePart, MappedFile, Prot, Request};
 use crate::kvm::layout::{LARGE_PAGE, PAGE, STACK_SIZE};
 
 /// The program's user and group, as every identity call answers.
-pub(crate) const USER: u64 = 1000;
+pub(crate) const USER: u64 = 0;
 
 /// Where a program's first thread begins.
-#[derive(Clone, Copy, Debug)]
 pub(crate) struct Start {
     /// First instruction.
     pub(crate) entry: u64,
-    /// Stack pointer there.
-    pub(crate) stack_pointer: u64,
-    /// Where `AT_RANDOM` points, so that a snapshot's copies can be given fresh bytes.
-    pub(crate) random: u64,
+    /// The stack as it was written.
+    pub(crate) stack: stack::Stack,
 }
 
 /// Why a program cannot be loaded. The texts are for the person who deployed it.
@@ -88,41 +85,38 @@ pub(crate) enum LoadError {
 /// Opens a file of the program's root for reading and execution.
 pub(crate) type Open<'a> = dyn FnMut(&str) -> Result<Arc<MappedFile>, Errno> + 'a;
 
-/// What is to be run.
+/// A program that is mapped and has no stack yet.
 #[derive(Clone, Debug)]
-pub(crate) struct Program {
-    /// The file.
-    pub(crate) file: Arc<MappedFile>,
-    /// `argv`, the name first.
-    pub(crate) args: Vec<Vec<u8>>,
-    /// `NAME=value`.
-    pub(crate) env: Vec<Vec<u8>>,
-    /// For `AT_RANDOM`: fresh for every sandbox.
-    pub(crate) random: [u8; 16],
-    /// Address of the vDSO's ELF header, where there is one.
-    pub(crate) vdso: Option<u64>,
+pub(crate) struct Loaded {
+    entry: u64,
+    aux: Vec<stack::Aux>,
+    /// The path in `AT_EXECFN`.
+    path: String,
+    /// What `#!` lines put in place of `argv[0]`; empty for a program.
+    script: Vec<Vec<u8>>,
 }
 
-/// Loads `program` into an empty address space and returns where its first thread begins.
+/// Loads the program in `file` into an empty address space: everything but the stack.
 pub(crate) fn load(
     memory: &mut AddressSpace,
-    program: Program,
+    file: Arc<MappedFile>,
     open: &mut Open<'_>,
-) -> Result<Start, LoadError> {
-    let program = resolve_script(program, open)?;
-    let image = read(&program.file)?;
+) -> Result<Loaded, LoadError> {
+    let path = file.name.clone();
+    let (file, script) = resolve_script(file, open)?;
+    let image = read(&file)?;
     let bias = bias(memory, &image);
-    map_image(memory, &program.file, &image, bias)?;
+    map_image(memory, &file, &image, bias)?;
     let program_entry = bias.wrapping_add(image.entry);
     let (interpreter_bias, entry) = match &image.interpreter {
-        Some(path) => load_interpreter(memory, &program, &String::from_utf8_lossy(path), open)?,
+        Some(path) => load_interpreter(memory, &file, &String::from_utf8_lossy(path), open)?,
         None => (0, program_entry),
     };
     // Linux leaves a random gap in front; the placement has randomised what is there already.
     memory.start_heap(bias + image.span().1);
-    map_stack(memory, &program, image.executable_stack)?;
+    map_stack(memory, &file, image.executable_stack)?;
     let headers = if image.headers_address == 0 { 0 } else { bias.wrapping_add(image.headers_address) };
-    let mut aux = fixed_aux(&program);
+    let mut aux = fixed_aux();
     aux.extend([
         (libc::AT_PHDR, headers),
         (libc::AT_PHENT, elf::HEADER_BYTES),
@@ -130,8 +124,33 @@ pub(crate) fn load(
         (libc::AT_BASE, interpreter_bias),
         (libc::AT_ENTRY, program_entry),
     ]);
-    let stack = build_stack(memory, &program, &aux)?;
-    Ok(Start { entry, stack_pointer: stack.pointer, random: stack.random })
+    Ok(Loaded { entry, aux, path, script })
+}
+
+impl Loaded {
+    /// Adds an entry to the auxiliary vector.
+    pub(crate) fn add_aux(&mut self, entry: stack::Aux) {
+        self.aux.push(entry);
+    }
+
+    /// Writes the stack: `args` begin with the program's name, `env` are `NAME=value`, `random` is fresh for every sandbox.
+    pub(crate) fn begin(
+        &self,
+        memory: &mut AddressSpace,
+        args: &[Vec<u8>],
+        env: &[Vec<u8>],
+        random: [u8; 16],
+    ) -> Result<Start, LoadError> {
+        let mut all = self.script.clone();
+        let own_name = usize::from(!all.is_empty());
+        all.extend(args.iter().skip(own_name).cloned());
+        let contents =
+            stack::Contents { args: &all, env, path: self.path.as_bytes(), random, aux: &self.aux };
+        let top = memory.placement().stack_top - 8;
+        let stack = stack::build(top, &contents, STACK_SIZE / 4).ok_or(LoadError::Arguments)?;
+        memory.write(stack.pointer, &stack.bytes).map_err(|_| LoadError::Arguments)?;
+        Ok(Start { entry: self.entry, stack })
+    }
 }
 
 fn read(file: &MappedFile) -> Result<elf::Program, LoadError> {
@@ -139,11 +158,10 @@ fn read(file: &MappedFile) -> Result<elf::Program, LoadError> {
 }
 
 /// The auxiliary vector's entries that do not depend on where things were loaded.
-fn fixed_aux(program: &Program) -> Vec<stack::Aux> {
+fn fixed_aux() -> Vec<stack::Aux> {
     const AT_MINSIGSTKSZ: u64 = 51;
     let (hwcap, hwcap2) = rustix::param::linux_hwcap();
     let mut aux = Vec::with_capacity(24);
-    aux.extend(program.vdso.map(|at| (libc::AT_SYSINFO_EHDR, at)));
     aux.extend([
         (AT_MINSIGSTKSZ, rustix::param::linux_minsigstksz() as u64),
         (libc::AT_HWCAP, hwcap as u64),
@@ -160,59 +178,45 @@ fn fixed_aux(program: &Program) -> Vec<stack::Aux> {
     aux
 }
 
-fn build_stack(
-    memory: &AddressSpace,
-    program: &Program,
-    aux: &[stack::Aux],
-) -> Result<stack::Stack, LoadError> {
-    let contents = stack::Contents {
-        args: &program.args,
-        env: &program.env,
-        path: program.file.name.as_bytes(),
-        random: program.random,
-        aux,
-    };
-    let top = memory.placement().stack_top - 8;
-    let stack = stack::build(top, &contents, STACK_SIZE / 4).ok_or(LoadError::Arguments)?;
-    memory.write(stack.pointer, &stack.bytes).map_err(|_| LoadError::Arguments)?;
-    Ok(stack)
-}
-
 /// Follows `#!` lines: the interpreter becomes the program, the script its argument.
-fn resolve_script(mut program: Program, open: &mut Open<'_>) -> Result<Program, LoadError> {
+fn resolve_script(
+    mut file: Arc<MappedFile>,
+    open: &mut Open<'_>,
+) -> Result<(Arc<MappedFile>, Vec<Vec<u8>>), LoadError> {
     const DEEPEST: usize = 5;
+    let mut args: Vec<Vec<u8>> = Vec::new();
     for _ in 0..DEEPEST {
         let mut line = [0; 256];
-        let name = program.file.name.clone();
-        let got = rustix::io::pread(&program.file.fd, &mut line[..], 0)
+        let name = file.name.clone();
+        let got = rustix::io::pread(&file.fd, &mut line[..], 0)
             .map_err(|errno| LoadError::Read { name: name.clone(), errno })?;
-        let Some(rest) = line[..got].strip_prefix(b"#!") else { return Ok(program) };
+        let Some(rest) = line[..got].strip_prefix(b"#!") else { return Ok((file, args)) };
         let line = rest.split(|&byte| byte == b'\n' || byte == 0).next().unwrap_or(rest).trim_ascii();
-        let (path, argument) = match line.iter().position(|byte| byte.is_ascii_whitespace()) {
+        let (path, argument) = match line.iter().position(u8::is_ascii_whitespace) {
             Some(at) => (&line[..at], line[at..].trim_ascii()),
             None => (line, &b""[..]),
         };
         let path = String::from_utf8_lossy(path).into_owned();
-        let mut args = vec![path.clone().into_bytes()];
+        let mut front = vec![path.clone().into_bytes()];
         if !argument.is_empty() {
-            args.push(argument.to_vec());
+            front.push(argument.to_vec());
         }
-        args.push(name.clone().into_bytes());
-        args.extend(program.args.drain(..).skip(1));
-        program.args = args;
-        program.file = open(&path).map_err(|errno| LoadError::Interpreter { program: name, path, errno })?;
+        front.push(name.clone().into_bytes());
+        front.extend(args.drain(..).skip(1));
+        args = front;
+        file = open(&path).map_err(|errno| LoadError::Interpreter { program: name, path, errno })?;
     }
-    Err(LoadError::TooDeep { name: program.file.name.clone() })
+    Err(LoadError::TooDeep { name: file.name.clone() })
 }
 
 fn load_interpreter(
     memory: &mut AddressSpace,
-    program: &Program,
+    program: &MappedFile,
     path: &str,
     open: &mut Open<'_>,
 ) -> Result<(u64, u64), LoadError> {
     let file = open(path).map_err(|errno| LoadError::Interpreter {
-        program: program.file.name.clone(),
+        program: program.name.clone(),
         path: path.to_owned(),
         errno,
     })?;
@@ -272,10 +276,10 @@ fn map_part(memory: &mut AddressSpace, file: &Arc<MappedFile>, part: &elf::Mappi
     Ok(())
 }
 
-fn map_stack(memory: &mut AddressSpace, program: &Program, exec: bool) -> Result<(), LoadError> {
+fn map_stack(memory: &mut AddressSpace, program: &MappedFile, exec: bool) -> Result<(), LoadError> {
     let bottom = memory.placement().stack_top - STACK_SIZE;
     let prot = Prot { exec, ..Prot::READ_WRITE };
     let mut request = Request::anonymous(At::FixedFree(bottom), STACK_SIZE, prot);
     (request.label, request.no_reserve) = ("[stack]", true);
-    memory.map(request).map(drop).map_err(|errno| too_large(memory, &program.file, errno))
+    memory.map(request).map(drop).map_err(|errno| too_large(memory, program, errno))
 }

@@ -22,6 +22,7 @@ pub(crate) struct Contents<'a> {
 }
 
 /// The finished bytes and where they go.
+#[derive(Clone, Debug)]
 pub(crate) struct Stack {
     /// The first byte's address and the initial stack pointer, a multiple of 16.
     pub(crate) pointer: u64,

@@ -32,7 +32,7 @@ use crate::kvm::sys::{Backing, Protection, Region};
 pub(crate) use change::{Move, Refusal};
 pub(crate) use extents::{Run, Slot};
 pub(crate) use place::{At, Request};
-pub(crate) use user::{Access, Buffer};
+pub(crate) use user::{Access, Buffer, MAX_TRANSFER};
 pub(crate) use vma::{FilePart, MappedFile, Prot, Vma};
 
 use extents::Extents;

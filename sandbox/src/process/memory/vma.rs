@@ -3,7 +3,7 @@
 //! Source: Linux `mm/vma.c` for when neighbours merge and where a mapping is cut; `mmap(2)`.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// A page.
@@ -49,7 +49,7 @@ impl Prot {
 #[derive(Debug)]
 pub(crate) struct MappedFile {
     /// The host's descriptor.
-    pub(crate) fd: File,
+    pub(crate) fd: Arc<OwnedFd>,
     /// The program's path of it, as `/proc/self/maps` shows it.
     pub(crate) name: String,
 }

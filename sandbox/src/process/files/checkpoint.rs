@@ -1,0 +1,83 @@
+//! A state to go back to.
+//!
+//! [`Files::checkpoint`] keeps the descriptors, pipes and the working directory, which are small and plain, and
+//! starts an undo log of the private tree; [`Files::reset`] goes back at a cost in what changed since. Shares are
+//! the host's and stay as they are, but for the positions in their open files; locks are given up.
+
+use std::sync::Arc;
+
+use super::locks::Locks;
+use super::table::Table;
+use super::{Files, NoConsole, Object, Pair, Pipe, Place};
+use crate::share::{Lock, LockKind};
+
+/// What a reset goes back to, beside the tree.
+#[derive(Clone, Debug)]
+pub(super) struct Saved {
+    table: Table,
+    pipes: Vec<Option<Pipe>>,
+    pairs: Vec<Option<Pair>>,
+    cwd: Place,
+    umask: u32,
+    exe: Arc<[u8]>,
+    threads: Vec<u32>,
+}
+
+impl Files {
+    /// From here on, [`Files::reset`] leads back to the present state.
+    pub fn checkpoint(&mut self) {
+        self.tree.checkpoint();
+        self.saved = Some(Saved {
+            table: self.table.clone(),
+            pipes: self.pipes.clone(),
+            pairs: self.pairs.clone(),
+            cwd: self.cwd.clone(),
+            umask: self.umask,
+            exe: self.exe.clone(),
+            threads: self.threads.clone(),
+        });
+    }
+
+    /// Back to the checkpoint, with a console without input. Without a checkpoint nothing happens.
+    pub fn reset(&mut self) {
+        let Some(saved) = self.saved.clone() else { return };
+        for place in self.pinned() {
+            self.unpin(&place);
+        }
+        self.tree.reset();
+        self.table = saved.table;
+        self.pipes = saved.pipes;
+        self.pairs = saved.pairs;
+        self.cwd = saved.cwd;
+        self.umask = saved.umask;
+        self.exe = saved.exe;
+        self.threads = saved.threads;
+        self.locks = Locks::default();
+        self.console = Box::new(NoConsole);
+        self.console_dry = [0; 3];
+        self.changed = true;
+        for place in self.pinned() {
+            self.pin(&place);
+        }
+        self.restore_host_files();
+    }
+
+    /// Every place that is kept alive by an open file or as the working directory.
+    fn pinned(&self) -> Vec<Place> {
+        let open = self.table.files().filter_map(|(_, file)| file.place.clone());
+        open.chain([self.cwd.clone()]).collect()
+    }
+
+    /// Open files of the host as they were: without locks, and with their mode of appending.
+    fn restore_host_files(&self) {
+        let all = Lock { kind: LockKind::Unlock, start: 0, length: 0 };
+        for (_, file) in self.table.files() {
+            if let Object::Shared(open) = &file.object {
+                // Giving up locks and setting a flag of an open file cannot fail.
+                let _ = open.set_lock(all);
+                let _ = rustix::fs::flock(open.fd(), rustix::fs::FlockOperation::Unlock);
+                let _ = open.set_append(file.flags & libc::O_APPEND as u32 != 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Event counters (eventfd(2)) and timers with a descriptor (timerfd_create(2)).
+
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
+
+use super::stop::{Need, Stop};
+
+/// An event counter.
+#[derive(Clone, Debug)]
+pub(crate) struct Event {
+    pub(crate) count: u64,
+    pub(crate) semaphore: bool,
+    /// Counts writes and reads, for edge-triggered epoll.
+    pub(crate) changes: u64,
+}
+
+impl Event {
+    pub(crate) fn new(count: u64, semaphore: bool) -> Self {
+        Self { count, semaphore, changes: 0 }
+    }
+
+    pub(crate) fn read(&mut self, nonblocking: bool) -> Result<u64, Stop> {
+        if self.count == 0 {
+            return Err(Stop::unless(Need::INSIDE, nonblocking));
+        }
+        let value = if self.semaphore { 1 } else { self.count };
+        self.count -= value;
+        self.changes += 1;
+        Ok(value)
+    }
+
+    pub(crate) fn write(&mut self, value: u64, nonblocking: bool) -> Result<(), Stop> {
+        if value == u64::MAX {
+            return Err(Errno::INVAL.into());
+        }
+        match self.count.checked_add(value).filter(|sum| *sum < u64::MAX) {
+            Some(sum) => self.count = sum,
+            None => return Err(Stop::unless(Need::INSIDE, nonblocking)),
+        }
+        self.changes += 1;
+        Ok(())
+    }
+}
+
+/// A timer.
+#[derive(Clone, Debug)]
+pub(crate) struct Timer {
+    clock: ClockId,
+    /// The next expiry, on `clock`.
+    next: Option<Duration>,
+    /// The time between further ones; zero for none.
+    interval: Duration,
+    /// Counts settings, for edge-triggered epoll.
+    pub(crate) settings: u64,
+}
+
+/// A clock's present value.
+fn clock_now(clock: ClockId) -> Duration {
+    let t = clock_gettime(clock);
+    Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
+}
+
+impl Timer {
+    pub(crate) fn new(clock: ClockId) -> Self {
+        Self { clock, next: None, interval: Duration::ZERO, settings: 0 }
+    }
+
+    /// Sets it; returns what was left and the old interval. A zero `value` stops it.
+    pub(crate) fn set(
+        &mut self,
+        value: Duration,
+        interval: Duration,
+        absolute: bool,
+    ) -> (Duration, Duration) {
+        let old = self.left();
+        self.next = match value {
+            Duration::ZERO => None,
+            value if absolute => Some(value),
+            value => Some(clock_now(self.clock).saturating_add(value)),
+        };
+        self.interval = interval;
+        self.settings += 1;
+        old
+    }
+
+    /// Time to the next expiry (zero if stopped), and the interval.
+    pub(crate) fn left(&self) -> (Duration, Duration) {
+        let Some(next) = self.next else { return (Duration::ZERO, self.interval) };
+        let now = clock_now(self.clock);
+        let left = match next.checked_sub(now) {
+            Some(left) if !left.is_zero() => left,
+            _ if self.interval.is_zero() => Duration::from_nanos(1),
+            _ => {
+                let late = (now - next).as_nanos() % self.interval.as_nanos();
+                self.interval - Duration::from_nanos(late as u64)
+            }
+        };
+        (left, self.interval)
+    }
+
+    /// Expiries since the last read.
+    pub(crate) fn expired(&self) -> u64 {
+        let Some(late) = self.next.and_then(|next| clock_now(self.clock).checked_sub(next)) else { return 0 };
+        if self.interval.is_zero() {
+            return 1;
+        }
+        u64::try_from(late.as_nanos() / self.interval.as_nanos()).map_or(u64::MAX, |n| n.saturating_add(1))
+    }
+
+    pub(crate) fn read(&mut self, nonblocking: bool) -> Result<u64, Stop> {
+        let count = self.expired();
+        if count == 0 {
+            return Err(Stop::unless(self.need(), nonblocking));
+        }
+        self.next = match self.next {
+            Some(next) if !self.interval.is_zero() => {
+                let passed = self.interval.as_nanos().saturating_mul(u128::from(count));
+                Some(next.saturating_add(Duration::from_nanos(u64::try_from(passed).unwrap_or(u64::MAX))))
+            }
+            _ => None,
+        };
+        self.settings += 1;
+        Ok(count)
+    }
+
+    /// What waits for the next expiry.
+    pub(crate) fn need(&self) -> Need {
+        let left = self.next.map(|next| next.saturating_sub(clock_now(self.clock)));
+        let until = left.and_then(|left| Instant::now().checked_add(left));
+        Need { until, ..Need::INSIDE }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_counts_or_hands_out_ones() {
+        let mut event = Event::new(0, false);
+        assert_eq!(event.read(true), Err(Errno::AGAIN.into()));
+        event.write(3, true).unwrap();
+        event.write(4, true).unwrap();
+        assert_eq!(event.read(true), Ok(7));
+        event.semaphore = true;
+        event.write(2, true).unwrap();
+        assert_eq!((event.read(true), event.read(true)), (Ok(1), Ok(1)));
+        assert!(event.read(true).is_err());
+    }
+
+    #[test]
+    fn a_counter_never_overflows() {
+        let mut event = Event::new(0, false);
+        assert_eq!(event.write(u64::MAX, true), Err(Errno::INVAL.into()));
+        event.write(u64::MAX - 1, true).unwrap();
+        assert_eq!(event.write(1, true), Err(Errno::AGAIN.into()));
+        assert_eq!(event.write(1, false), Err(Stop::Wait(Need::INSIDE)));
+    }
+
+    #[test]
+    fn a_timer_in_the_past_has_expired_as_often_as_it_should() {
+        let mut timer = Timer::new(ClockId::Monotonic);
+        let second = Duration::from_secs(1);
+        assert_eq!(timer.read(true), Err(Errno::AGAIN.into()));
+        timer.set(Duration::from_nanos(1), Duration::ZERO, true);
+        assert_eq!(timer.read(true), Ok(1));
+        assert_eq!(timer.expired(), 0);
+        timer.set(clock_now(ClockId::Monotonic).saturating_sub(second), second * 3600, true);
+        assert_eq!(timer.read(true), Ok(1));
+        assert_eq!(timer.read(true), Err(Errno::AGAIN.into()));
+        let (left, interval) = timer.set(Duration::ZERO, Duration::ZERO, false);
+        assert!(left > second * 3000 && interval == second * 3600);
+        assert_eq!(timer.left(), (Duration::ZERO, Duration::ZERO));
+    }
+
+    #[test]
+    fn extreme_times_do_not_overflow() {
+        let mut timer = Timer::new(ClockId::Monotonic);
+        timer.set(Duration::MAX, Duration::MAX, false);
+        assert_eq!(timer.expired(), 0);
+        timer.set(Duration::from_nanos(1), Duration::from_nanos(1), true);
+        assert!(timer.read(true).unwrap() > 1);
+        let _ = timer.need();
+    }
+}

@@ -1,0 +1,46 @@
+//! Going back to a known state, at a cost in what changed since.
+//!
+//! After [`Tree::checkpoint`], the first change of a node keeps a copy of it as it was; [`Tree::reset`] puts the
+//! copies back. Contents are shared between the two (`Arc`): plain bytes are copied when written, a memfd of an
+//! earlier epoch is copied before its first write.
+
+use std::collections::BTreeMap;
+
+use super::{NodeId, Tree};
+
+impl Tree {
+    /// From here on, [`Tree::reset`] leads back to the present state.
+    pub(crate) fn checkpoint(&mut self) {
+        self.epoch += 1;
+        self.undo = Some(BTreeMap::new());
+        self.undo_bytes = self.used_bytes;
+    }
+
+    /// Back to the checkpoint. Every reference must have been unpinned and is pinned anew by the caller. Without a
+    /// checkpoint nothing happens.
+    pub(crate) fn reset(&mut self) {
+        let Some(undo) = self.undo.take() else { return };
+        for (id, saved) in undo {
+            match saved {
+                Some(node) => self.restore(id, node),
+                None if self.cells[id.0 as usize].is_some() => self.discard(id),
+                None => {}
+            }
+        }
+        self.used_bytes = self.undo_bytes;
+        self.checkpoint();
+    }
+
+    fn restore(&mut self, id: NodeId, node: super::Node) {
+        match &mut self.cells[id.0 as usize] {
+            Some(cell) => {
+                cell.node = node;
+                cell.host = None;
+            }
+            empty => {
+                *empty = Some(super::Cell { node, refs: 0, host: None });
+                self.live += 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! From a function's manifest and artifact to a loaded program.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use rustix::rand::GetRandomFlags;
+
+use super::Process;
+use super::files::{Files, FilesConfig};
+use super::load::{self, LoadError, Loaded};
+use super::memory::{AddressSpace, MappedFile, Placement};
+use crate::error::Error;
+use crate::function::{ArtifactFormat, EngineKind, Function};
+
+/// Everything that is the same for all sandboxes of a function.
+#[derive(Debug)]
+pub(super) struct Setup {
+    /// The function's name, for the thread's.
+    pub(super) name: String,
+    /// The program's path in the sandbox.
+    program: Vec<u8>,
+    args: Vec<Vec<u8>>,
+    env: Vec<(String, String)>,
+    memory_bytes: u64,
+    files: FilesConfig,
+    placement: Placement,
+}
+
+/// Where a program that was deployed alone is put.
+const LONE_PROGRAM_DIR: &str = "/app";
+
+impl Setup {
+    /// For `function`.
+    pub(super) fn new(function: &Function) -> Result<Self, Error> {
+        let manifest = &function.manifest;
+        let entry = manifest.entry.trim_start_matches('/');
+        let mut files = FilesConfig { shares: manifest.shares.clone(), ..FilesConfig::new() };
+        let program = match function.artifact.format {
+            ArtifactFormat::File => {
+                let name = entry.rsplit('/').next().filter(|name| !name.is_empty());
+                let path = format!("{LONE_PROGRAM_DIR}/{}", name.unwrap_or(manifest.name.as_str()));
+                files.program = Some((path.clone().into_bytes(), function.artifact.path.clone()));
+                path
+            }
+            ArtifactFormat::Tar => {
+                files.root = Some(PathBuf::from(&function.artifact.path));
+                if entry.is_empty() {
+                    let reason = "must name the program inside of the tar".to_owned();
+                    return Err(Error::Manifest { field: "entry".into(), reason });
+                }
+                format!("/{entry}")
+            }
+        };
+        let mut args = vec![program.clone().into_bytes()];
+        args.extend(manifest.args.iter().map(|arg| arg.clone().into_bytes()));
+        Ok(Self {
+            name: manifest.name.to_string(),
+            program: program.into_bytes(),
+            args,
+            env: manifest.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+            memory_bytes: manifest.memory_bytes,
+            files,
+            placement: Placement::random(random().map_err(|e| Error::host("draw random numbers", e))?),
+        })
+    }
+
+    /// Loads the program into an address space of its own: all but the stack, which the invocation's environment decides.
+    pub(super) fn load(&self) -> Result<Program, Error> {
+        let mut files = Files::new(&self.files).map_err(|error| refuse(error.to_string()))?;
+        let mut memory = AddressSpace::new(self.memory_bytes, self.placement)
+            .map_err(|error| Error::host("reserve addresses for a sandbox", error))?;
+        let file = open(&mut files, &self.program).map_err(|errno| {
+            refuse(format!("{} does not open: {errno}", String::from_utf8_lossy(&self.program)))
+        })?;
+        files.set_exe(file.name.as_bytes());
+        let mut opener = |path: &str| open(&mut files, path.as_bytes());
+        let loaded = load::load(&mut memory, file, &mut opener).map_err(|error| self.refuse_load(error))?;
+        Ok(Program { memory, files, loaded })
+    }
+
+    fn refuse_load(&self, error: LoadError) -> Error {
+        match error {
+            LoadError::Memory { limit_bytes, .. } => Error::MemoryLimit { limit_bytes },
+            other => refuse(other.to_string()),
+        }
+    }
+
+    /// The loaded program as a process that is ready to run with the invocation's additions to the environment.
+    pub(super) fn begin(&self, program: Program, env: &[(String, String)]) -> Result<Process, Error> {
+        let Program { mut memory, files, loaded } = program;
+        let random = random().map_err(|error| Error::host("draw random numbers", error))?;
+        let mut merged = self.env.clone();
+        for (name, value) in env {
+            merged.retain(|(other, _)| other != name);
+            merged.push((name.clone(), value.clone()));
+        }
+        let env: Vec<Vec<u8>> =
+            merged.iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect();
+        let started =
+            loaded.begin(&mut memory, &self.args, &env, random).map_err(|error| self.refuse_load(error))?;
+        Ok(Process::new(memory, files, started))
+    }
+}
+
+/// A program in its address space, without a stack.
+pub(super) struct Program {
+    memory: AddressSpace,
+    files: Files,
+    loaded: Loaded,
+}
+
+fn refuse(reason: String) -> Error {
+    Error::Artifact { engine: EngineKind::Process, reason }
+}
+
+fn open(files: &mut Files, path: &[u8]) -> Result<Arc<MappedFile>, Errno> {
+    let (name, mapping) = files.open_program(path)?;
+    let name = String::from_utf8_lossy(&name).into_owned();
+    Ok(Arc::new(MappedFile { fd: mapping.fd, name }))
+}
+
+fn random() -> std::io::Result<[u8; 16]> {
+    let mut bytes = [0; 16];
+    let got = rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty())?;
+    if got == bytes.len() { Ok(bytes) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) }
+}

@@ -1,0 +1,224 @@
+//! The invocation's standard input, output and log as the program's descriptors 0, 1 and 2.
+//!
+//! Nothing here waits: where there is no input yet or no room for output, the control's waker is left with the channel,
+//! and the thread is woken when that changes.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes};
+use parking_lot::Mutex;
+use tokio::sync::mpsc::error::SendError;
+use tokio::sync::mpsc::{OwnedPermit, Receiver, Sender};
+
+use super::control::Control;
+use super::files::{Console, ConsoleRead, ConsoleWrite, Stream};
+use crate::engine::{Input, LogSink, Output};
+
+/// Largest piece that goes into an output channel.
+const PIECE: usize = 64 << 10;
+
+/// What an invocation's output came to.
+#[derive(Debug, Default)]
+pub(super) struct Collected {
+    /// Standard output, where it is collected.
+    pub(super) bytes: Vec<u8>,
+    /// When the first byte came, counted from the start.
+    pub(super) first_byte: Option<Duration>,
+    /// The program wrote more than may be collected.
+    pub(super) over_limit: Option<usize>,
+    /// The receiver of a stream went away.
+    pub(super) closed: bool,
+}
+
+type Reserve = Pin<Box<dyn Future<Output = Result<OwnedPermit<Bytes>, SendError<()>>> + Send>>;
+
+enum Sink {
+    Collect { limit_bytes: usize },
+    Stream { sender: Sender<Bytes>, permit: Option<OwnedPermit<Bytes>>, reserve: Option<Reserve> },
+}
+
+/// The console of one invocation.
+pub(super) struct Stdio {
+    pending: Bytes,
+    stream: Option<Receiver<Bytes>>,
+    sink: Sink,
+    log: Arc<dyn LogSink>,
+    control: Arc<Control>,
+    waker: Waker,
+    started: Instant,
+    collected: Arc<Mutex<Collected>>,
+}
+
+impl Stdio {
+    /// For an invocation that begins now.
+    pub(super) fn new(input: Input, output: Output, log: Arc<dyn LogSink>, control: Arc<Control>) -> Self {
+        let (pending, stream) = match input {
+            Input::Bytes(bytes) => (bytes, None),
+            Input::Stream(receiver) => (Bytes::new(), Some(receiver)),
+        };
+        let sink = match output {
+            Output::Collect { limit_bytes } => Sink::Collect { limit_bytes },
+            Output::Stream(sender) => Sink::Stream { sender, permit: None, reserve: None },
+        };
+        let waker = Waker::from(control.clone());
+        let (started, collected) = (Instant::now(), Arc::default());
+        Self { pending, stream, sink, log, control, waker, started, collected }
+    }
+
+    /// What the output comes to, while and after the program runs.
+    pub(super) fn collected(&self) -> Arc<Mutex<Collected>> {
+        self.collected.clone()
+    }
+
+    /// Fetches the next piece of input; `false` where there is none yet.
+    fn fill(&mut self) -> bool {
+        while self.pending.is_empty() {
+            let Some(stream) = &mut self.stream else { return true };
+            match stream.poll_recv(&mut Context::from_waker(&self.waker)) {
+                Poll::Ready(Some(bytes)) => self.pending = bytes,
+                Poll::Ready(None) => self.stream = None,
+                Poll::Pending => return false,
+            }
+        }
+        true
+    }
+
+    /// Room for one piece of output: `None` where the receiver is gone.
+    fn has_room(&mut self) -> Option<bool> {
+        let Sink::Stream { sender, permit, reserve } = &mut self.sink else { return Some(true) };
+        if permit.is_some() {
+            return Some(true);
+        }
+        let future = reserve.get_or_insert_with(|| Box::pin(sender.clone().reserve_owned()));
+        match future.as_mut().poll(&mut Context::from_waker(&self.waker)) {
+            Poll::Pending => Some(false),
+            Poll::Ready(result) => {
+                *reserve = None;
+                *permit = result.ok();
+                permit.as_ref().map(|_| true)
+            }
+        }
+    }
+
+    fn write_output(&mut self, bytes: &[u8]) -> ConsoleWrite {
+        match self.has_room() {
+            None => return self.close(),
+            Some(false) => return ConsoleWrite::Full,
+            Some(true) => {}
+        }
+        let mut collected = self.collected.lock();
+        if !bytes.is_empty() {
+            collected.first_byte.get_or_insert_with(|| self.started.elapsed());
+        }
+        match &mut self.sink {
+            Sink::Collect { limit_bytes } => {
+                if collected.bytes.len() + bytes.len() > *limit_bytes {
+                    collected.over_limit = Some(*limit_bytes);
+                    self.control.cancel();
+                    return ConsoleWrite::Closed;
+                }
+                collected.bytes.extend_from_slice(bytes);
+                ConsoleWrite::Taken(bytes.len())
+            }
+            Sink::Stream { permit, .. } => {
+                let piece = &bytes[..bytes.len().min(PIECE)];
+                if let Some(permit) = permit.take() {
+                    permit.send(Bytes::copy_from_slice(piece));
+                }
+                ConsoleWrite::Taken(piece.len())
+            }
+        }
+    }
+
+    fn close(&mut self) -> ConsoleWrite {
+        self.collected.lock().closed = true;
+        self.control.cancel();
+        ConsoleWrite::Closed
+    }
+}
+
+impl Console for Stdio {
+    fn read(&mut self, max: usize) -> ConsoleRead {
+        if !self.fill() {
+            return ConsoleRead::Empty;
+        }
+        if self.pending.is_empty() {
+            return ConsoleRead::End;
+        }
+        ConsoleRead::Data(self.pending.split_to(max.min(self.pending.remaining())))
+    }
+
+    fn pending(&mut self) -> Option<usize> {
+        if !self.fill() {
+            return Some(0);
+        }
+        if self.pending.is_empty() { None } else { Some(self.pending.len()) }
+    }
+
+    fn write(&mut self, stream: Stream, bytes: &[u8]) -> ConsoleWrite {
+        match stream {
+            Stream::Output => self.write_output(bytes),
+            Stream::Log | Stream::Input => {
+                self.log.write(bytes);
+                ConsoleWrite::Taken(bytes.len())
+            }
+        }
+    }
+
+    fn writable(&mut self, stream: Stream) -> bool {
+        stream != Stream::Output || self.has_room() != Some(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nowhere;
+
+    impl LogSink for Nowhere {
+        fn write(&self, _: &[u8]) {}
+    }
+
+    fn stdio(input: Input, output: Output) -> Stdio {
+        Stdio::new(input, output, Arc::new(Nowhere), Control::new().unwrap())
+    }
+
+    #[test]
+    fn input_comes_in_pieces_and_ends_with_its_sender() {
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        let mut stdio = stdio(Input::Stream(receiver), Output::Collect { limit_bytes: 0 });
+        assert_eq!(stdio.read(4), ConsoleRead::Empty);
+        sender.try_send(Bytes::from_static(b"abcdef")).unwrap();
+        assert_eq!(stdio.read(4), ConsoleRead::Data(Bytes::from_static(b"abcd")));
+        drop(sender);
+        assert_eq!(stdio.pending(), Some(2));
+        assert_eq!(stdio.read(4), ConsoleRead::Data(Bytes::from_static(b"ef")));
+        assert_eq!((stdio.read(4), stdio.pending()), (ConsoleRead::End, None));
+    }
+
+    #[test]
+    fn a_full_channel_makes_the_program_wait_and_a_closed_one_ends_it() {
+        let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
+        let mut stdio = stdio(Input::Bytes(Bytes::new()), Output::Stream(sender));
+        assert_eq!(stdio.write(Stream::Output, b"one"), ConsoleWrite::Taken(3));
+        assert_eq!(stdio.write(Stream::Output, b"two"), ConsoleWrite::Full);
+        assert_eq!(receiver.try_recv().unwrap(), "one");
+        assert_eq!(stdio.write(Stream::Output, b"two"), ConsoleWrite::Taken(3));
+        drop(receiver);
+        assert_eq!(stdio.write(Stream::Output, b"three"), ConsoleWrite::Closed);
+        assert!(stdio.control.is_cancelled());
+    }
+
+    #[test]
+    fn more_output_than_allowed_stops_the_run() {
+        let mut stdio = stdio(Input::Bytes(Bytes::new()), Output::Collect { limit_bytes: 4 });
+        assert_eq!(stdio.write(Stream::Output, b"1234"), ConsoleWrite::Taken(4));
+        assert_eq!(stdio.write(Stream::Output, b"5"), ConsoleWrite::Closed);
+        assert_eq!(stdio.collected().lock().over_limit, Some(4));
+    }
+}
