@@ -386,64 +386,6 @@ impl Files {
             _ => Err(Errno::INVAL),
         }
     }
-
-    /// What `mmap(2)` maps for `fd`; `shared_write` for a shared mapping that may be written, now or after
-    /// `mprotect`.
-    ///
-    /// # Errors
-    /// `EBADF`, `EACCES` where the access mode forbids it, `ENODEV` for what cannot be mapped.
-    pub(crate) fn map(&mut self, fd: i32, shared_write: bool) -> Result<MapSource, Errno> {
-        let (_, file) = self.open_file(fd)?;
-        if file.is_path() {
-            return Err(Errno::BADF);
-        }
-        if !file.readable() || (shared_write && !file.writable()) {
-            return Err(Errno::ACCESS);
-        }
-        match &file.object {
-            Object::File(node) => self.tree.map(*node, shared_write).map(MapSource::File),
-            Object::Shared(open) => {
-                let fd = Arc::new(open.fd().try_clone_to_owned().map_err(|_| Errno::NFILE)?);
-                Ok(MapSource::File(Mapping { fd, writable: shared_write }))
-            }
-            Object::Device(Device::Zero) => Ok(MapSource::Zeroes),
-            Object::Dir(_) => Err(Errno::NODEV),
-            _ => Err(Errno::NODEV),
-        }
-    }
-
-    /// A regular file to load a program or interpreter from: its path without links, and its host descriptor.
-    ///
-    /// # Errors
-    /// What the walk says; `EACCES` for what is no regular file or has no execute bit.
-    pub(crate) fn open_program(&mut self, path: &[u8]) -> Result<(Vec<u8>, Mapping), Errno> {
-        let fd = self.open(libc::AT_FDCWD, path, libc::O_RDONLY as u32, 0, super::Limits::default())?;
-        let found = self.program_of(fd);
-        self.close(fd)?;
-        found
-    }
-
-    fn program_of(&mut self, fd: i32) -> Result<(Vec<u8>, Mapping), Errno> {
-        let (id, file) = self.open_file(fd)?;
-        let path = file.path.to_vec();
-        let attr = self.attr_of_open(id)?;
-        if attr.kind() != FileType::RegularFile || attr.mode & 0o111 == 0 {
-            return Err(Errno::ACCESS);
-        }
-        match self.map(fd, false)? {
-            MapSource::File(mapping) => Ok((path, mapping)),
-            MapSource::Zeroes => Err(Errno::ACCESS),
-        }
-    }
-}
-
-/// What stands behind a mapping.
-#[derive(Clone, Debug)]
-pub(crate) enum MapSource {
-    /// A file of the host.
-    File(Mapping),
-    /// Anonymous memory (`/dev/zero`).
-    Zeroes,
 }
 
 fn zeroes(sink: &mut dyn Sink) -> Result<usize, Errno> {
