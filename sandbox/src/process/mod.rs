@@ -37,12 +37,12 @@ use files::{Files, MapSource};
 use load::Start;
 use load::stack::Stack;
 use memory::{AddressSpace, MappedFile};
-use signal::{Actions, Pending};
+use signal::{Actions, Detail, Info, Pending, SI_USER, Signal};
+use thread::{Base, Thread, Threads};
 use threads::futex::Futexes;
 use time::Time;
 use time::clock::Clock;
 use time::timers::Timers;
-use thread::{Base, Thread, Threads};
 use wait::Wait;
 
 use crate::kvm::vcpu::UserState;
@@ -116,7 +116,7 @@ pub(crate) struct Call {
 
 impl Process {
     /// A program that is loaded into `memory` and begins at `start`.
-    pub(crate) fn new(memory: AddressSpace, files: Files, start: Start) -> Self {
+    pub(crate) fn new(memory: AddressSpace, files: Files, time: Time, start: Start) -> Self {
         let state = UserState::start(start.entry, start.stack.pointer);
         let threads = Threads::new(Thread::new(identity::PID as u32, state));
         Self {
@@ -129,7 +129,7 @@ impl Process {
             futexes: Futexes::default(),
             clock: Clock::new(None),
             timers: Timers::default(),
-            time: Time::default(),
+            time,
             recent: VecDeque::with_capacity(Self::RECENT),
             unserved: BTreeMap::new(),
             started: Instant::now(),
@@ -188,7 +188,11 @@ impl Process {
     }
 
     /// A write found no reader.
-    pub(crate) fn broken_pipe(&mut self) {}
+    pub(crate) fn broken_pipe(&mut self) {
+        let thread = self.threads.current().id;
+        let detail = Detail::Sent { pid: identity::PID as u32 };
+        self.post(Info { signal: Signal::PIPE, code: SI_USER, detail }, Some(thread));
+    }
 
     /// Sets a segment base of the current thread.
     pub(crate) fn set_base(&mut self, base: Base, address: u64) -> Result<Outcome, Errno> {
@@ -221,7 +225,7 @@ impl Process {
         match self.files.map(fd, shared_write)? {
             MapSource::Zeroes => Ok(None),
             MapSource::File(mapping) => {
-                let name = String::from_utf8_lossy(&self.files.path_of_open(fd)?).into_owned();
+                let name = self.files.path_of(fd)?;
                 Ok(Some(Arc::new(MappedFile { fd: mapping.fd, name })))
             }
         }

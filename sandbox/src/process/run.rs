@@ -487,6 +487,7 @@ mod tests {
     use crate::process::files::{Files, FilesConfig};
     use crate::process::load::{Start, stack};
     use crate::process::memory::{AddressSpace, At, Placement, Prot, Request};
+    use crate::process::time::Time;
     use iced_x86::code_asm::*;
 
     const CODE: u64 = 0x40_0000;
@@ -510,7 +511,7 @@ mod tests {
         let stack = stack::build(stack + 65536, &contents, 4096).unwrap();
         memory.write(stack.pointer, &stack.bytes).unwrap();
         let files = Files::new(&FilesConfig::new()).unwrap();
-        let process = Process::new(memory, files, Start { entry: CODE, stack });
+        let process = Process::new(memory, files, Time::default(), Start { entry: CODE, stack });
         Some(Machine::new(process, Control::new().unwrap()).unwrap())
     }
 

@@ -137,18 +137,20 @@ fn conclude(
     run: std::time::Duration,
     limit_bytes: u64,
 ) -> Result<Reply, Error> {
+    // What the output came to explains an end that followed from it (a cancelled run, SIGPIPE).
+    if let Some(limit_bytes) = collected.over_limit {
+        return Err(Error::OutputLimit { limit_bytes });
+    }
+    if collected.closed {
+        return Err(Error::Cancelled);
+    }
     let exit = match ended {
         Ended::Code(code) => ExitStatus::Code(code & 0xff),
         Ended::Fault(report) => {
             ExitStatus::Fault(Fault { kind: report.kind.to_owned(), message: report.message })
         }
         Ended::Deadline => return Err(Error::Deadline { after: run }),
-        Ended::Cancelled => {
-            return Err(match collected.over_limit {
-                Some(limit_bytes) => Error::OutputLimit { limit_bytes },
-                None => Error::Cancelled,
-            });
-        }
+        Ended::Cancelled => return Err(Error::Cancelled),
         Ended::MemoryLimit => return Err(Error::MemoryLimit { limit_bytes }),
     };
     let timings = Timings { run, first_byte: collected.first_byte };

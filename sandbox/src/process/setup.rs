@@ -10,6 +10,7 @@ use super::Process;
 use super::files::{Files, FilesConfig};
 use super::load::{self, LoadError, Loaded};
 use super::memory::{AddressSpace, MappedFile, Placement};
+use super::time::Time;
 use crate::error::Error;
 use crate::function::{ArtifactFormat, EngineKind, Function};
 
@@ -75,8 +76,14 @@ impl Setup {
         })?;
         files.set_exe(file.name.as_bytes());
         let mut opener = |path: &str| open(&mut files, path.as_bytes());
-        let loaded = load::load(&mut memory, file, &mut opener).map_err(|error| self.refuse_load(error))?;
-        Ok(Program { memory, files, loaded })
+        let mut loaded =
+            load::load(&mut memory, file, &mut opener).map_err(|error| self.refuse_load(error))?;
+        let mut time = Time::default();
+        // Without the vDSO the program asks for the time by calls.
+        if let Ok(vdso) = time.map(&mut memory) {
+            loaded.add_aux((libc::AT_SYSINFO_EHDR, vdso));
+        }
+        Ok(Program { memory, files, time, loaded })
     }
 
     fn refuse_load(&self, error: LoadError) -> Error {
@@ -88,7 +95,7 @@ impl Setup {
 
     /// The loaded program as a process that is ready to run with the invocation's additions to the environment.
     pub(super) fn begin(&self, program: Program, env: &[(String, String)]) -> Result<Process, Error> {
-        let Program { mut memory, files, loaded } = program;
+        let Program { mut memory, files, time, loaded } = program;
         let random = random().map_err(|error| Error::host("draw random numbers", error))?;
         let mut merged = self.env.clone();
         for (name, value) in env {
@@ -99,7 +106,7 @@ impl Setup {
             merged.iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect();
         let started =
             loaded.begin(&mut memory, &self.args, &env, random).map_err(|error| self.refuse_load(error))?;
-        Ok(Process::new(memory, files, started))
+        Ok(Process::new(memory, files, time, started))
     }
 }
 
@@ -107,6 +114,7 @@ impl Setup {
 pub(super) struct Program {
     memory: AddressSpace,
     files: Files,
+    time: Time,
     loaded: Loaded,
 }
 

@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
 
-use super::{Args, Outcome};
+use super::Outcome;
 use crate::kvm::sys::{read_into, write_from};
 use crate::process::Process;
 use crate::process::files::{Need, PATH_MAX, Sink, Source, Stop};

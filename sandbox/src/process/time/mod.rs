@@ -5,7 +5,6 @@ mod sys;
 pub(crate) mod timers;
 pub(crate) mod vdso;
 
-use std::fs::File;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -36,10 +35,10 @@ fn host_cpu_time() -> Duration {
 }
 
 fn memory_file(name: &str, bytes: &[u8]) -> Result<MappedFile, Errno> {
-    let fd = File::from(memfd_create(name, MemfdFlags::CLOEXEC)?);
+    let fd = memfd_create(name, MemfdFlags::CLOEXEC)?;
     rustix::fs::ftruncate(&fd, vdso::PAGE_BYTES as u64)?;
     rustix::io::pwrite(&fd, bytes, 0)?;
-    Ok(MappedFile { fd, name: name.to_owned() })
+    Ok(MappedFile { fd: Arc::new(fd), name: name.to_owned() })
 }
 
 /// The second page: the same file for every sandbox of this process.

@@ -19,8 +19,8 @@
 //! Sources: Linux Documentation/ABI/stable/vdso, tools/testing/selftests/vDSO/parse_vdso.c; the ELF gABI chapters 4 and 5;
 //! the Linux Standard Base core specification §10.7 (symbol versioning).
 
-use iced_x86::IcedError;
 use iced_x86::code_asm::*;
+use iced_x86::{IcedError, Instruction, MemoryOperand, Register};
 
 /// The size of each of the two parts.
 pub(crate) const PAGE_BYTES: usize = 4096;
@@ -112,7 +112,9 @@ fn assemble(at: u64) -> Result<Code, IcedError> {
 fn read_clock(a: &mut CodeAssembler, vvar: u64, off: CodeLabel) -> Result<(), IcedError> {
     let mut again = a.create_label();
     let mut forward = a.create_label();
-    a.lea(r8, qword_ptr(vvar))?;
+    // Relative to the instruction pointer; a bare address would be encoded as it is.
+    let page = MemoryOperand::with_base_displ(Register::RIP, vvar as i64);
+    a.add_instruction(Instruction::with2(iced_x86::Code::Lea_r64_m, Register::R8, page)?)?;
     a.set_label(&mut again)?;
     a.mov(r9d, dword_ptr(r8 + SEQUENCE))?;
     a.test(r9d, r9d)?;
