@@ -37,6 +37,8 @@ pub(super) const CALLS: &[Entry] = &[
     (libc::SYS_sched_getaffinity, sched_getaffinity),
     (libc::SYS_sched_setaffinity, |_, _| Ok(Outcome::ZERO)),
     (libc::SYS_getcpu, getcpu),
+    // Every C library asks and does without: with one CPU there is nothing to gain, and no need to tell the user.
+    (libc::SYS_rseq, |_, _| Err(Errno::NOSYS)),
 ];
 
 /// The only process there is.

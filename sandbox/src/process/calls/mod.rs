@@ -18,6 +18,7 @@ mod names;
 mod open;
 mod pipes;
 mod poll;
+mod random;
 mod rw;
 mod signals;
 mod sockets;
@@ -77,6 +78,7 @@ const FAMILIES: &[&[Entry]] = &[
     open::CALLS,
     pipes::CALLS,
     poll::CALLS,
+    random::CALLS,
     rw::CALLS,
     sockets::CALLS,
     stat::CALLS,

@@ -55,7 +55,7 @@ pub use console::{Console, ConsoleRead, ConsoleWrite, NoConsole};
 pub(crate) use descriptors::Status;
 pub(crate) use map::MapSource;
 pub(crate) use place::Place;
-pub(crate) use random::uuid;
+pub(crate) use random::{fill_all as fill_random, uuid};
 pub(crate) use socket::SocketKind;
 pub use stop::{Need, Stop};
 pub use synth::{MemoryView, ProcessView};
