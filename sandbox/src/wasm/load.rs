@@ -4,11 +4,15 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use novum_snapshot::Digest;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use wasmtime::component::Component;
 use wasmtime::{Engine, Module};
 
+use super::cache::Cache;
 use super::outcome::artifact;
+use super::settings::host;
+use super::sys;
 use crate::error::Error;
 use crate::function::{ArtifactFormat, Function};
 
@@ -30,18 +34,48 @@ pub(super) enum Code {
     Component(Component),
 }
 
-/// Compiles the function's artifact. Blocks for as long as the compiler takes.
-pub(super) fn load(engine: &Engine, function: &Function) -> Result<Code, Error> {
+/// The function's code: kept from an earlier time, or compiled now. Blocks for as long as the compiler takes.
+pub(super) fn load(engine: &Engine, cache: Option<&Cache>, function: &Function) -> Result<Code, Error> {
+    let entry = match function.artifact.format {
+        ArtifactFormat::File => "",
+        ArtifactFormat::Tar => &function.manifest.entry,
+    };
+    let kept = cache.map(|cache| (cache, cache.name(function.artifact.digest, entry)));
+    if let Some((cache, name)) = &kept {
+        match cache.load(engine, name) {
+            Ok(Some(code)) => return Ok(code),
+            Ok(None) => {}
+            Err(doubt) => tracing::warn!(%doubt, "compiling again"),
+        }
+    }
+    let code = compile(engine, function)?;
+    if let Some((cache, name)) = &kept {
+        let again = cache.keep(name, &code).and_then(|()| cache.load(engine, name));
+        match again {
+            Ok(Some(code)) => return Ok(code),
+            Ok(None) => {}
+            Err(doubt) => tracing::warn!(%doubt, "compiled code is not kept"),
+        }
+    }
+    sys::take(engine, &code).map_err(|error| host("loading compiled code", error))
+}
+
+/// The function's machine code, as wasmtime serialises it.
+fn compile(engine: &Engine, function: &Function) -> Result<Vec<u8>, Error> {
     let bytes = read(function)?;
+    if function.artifact.format == ArtifactFormat::File && Digest::of(&bytes) != function.artifact.digest {
+        let path = function.artifact.path.display().to_string();
+        return Err(Error::host(format!("reading the artifact {path}"), "it is not what was deployed"));
+    }
     let binary = binary(&bytes)?;
-    let broken = |error: wasmtime::Error| artifact(format!("{error:#}"));
     // The preamble: magic, a version, and the layer: 0 for a core module, 1 for a component
     // (component model, Binary.md, "Component Definitions").
-    match binary.get(6..8) {
-        Some([0, 0]) => Module::from_binary(engine, &binary).map(Code::Module).map_err(broken),
-        Some([1, 0]) => Component::from_binary(engine, &binary).map(Code::Component).map_err(broken),
-        _ => Err(artifact("its header says neither core module nor component")),
-    }
+    let compiled = match binary.get(6..8) {
+        Some([0, 0]) => engine.precompile_module(&binary),
+        Some([1, 0]) => engine.precompile_component(&binary),
+        _ => return Err(artifact("its header says neither core module nor component")),
+    };
+    compiled.map_err(|error| artifact(format!("{error:#}")))
 }
 
 /// The artifact's program: the file itself, or the manifest's entry beneath an unpacked directory.

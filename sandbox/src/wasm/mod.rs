@@ -13,6 +13,7 @@
 //! | WASI preview 2 command (component) | `wasi:cli/run` | standard input and output |
 //! | HTTP handler (component) | `wasi:http/incoming-handler` | request and response body |
 
+mod cache;
 mod call;
 mod drive;
 mod http;
@@ -24,6 +25,7 @@ mod preview2;
 mod settings;
 mod stdin;
 mod stdout;
+mod sys;
 mod tenant;
 
 use std::sync::Arc;
@@ -31,6 +33,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use wasmtime::component::Component;
 
+use self::cache::Cache;
 use self::drive::LongRuns;
 use self::image::WasmImage;
 use self::load::Code;
@@ -49,6 +52,7 @@ pub struct WasmEngine {
     engine: wasmtime::Engine,
     modules: wasmtime::Linker<Tenant<Preview1>>,
     components: wasmtime::component::Linker<Tenant<Preview2>>,
+    cache: Option<Arc<Cache>>,
     long: Arc<LongRuns>,
 }
 
@@ -59,11 +63,14 @@ impl WasmEngine {
     /// [`Error::Host`] where wasmtime cannot reserve its address space or the ticker cannot start.
     pub fn new(config: &EngineConfig) -> Result<Self, Error> {
         let engine = settings::engine(config)?;
+        let cache = Cache::open(&config.cache, &engine).map(Arc::new);
+        let cache = cache.inspect_err(|doubt| tracing::warn!(%doubt, "compiled code is not kept"));
         let linking = |error| settings::host("linking WASI", error);
         Ok(Self {
             modules: preview1::linker(&engine).map_err(linking)?,
             components: preview2::linker(&engine).map_err(linking)?,
             engine,
+            cache: cache.ok(),
             long: Arc::default(),
         })
     }
@@ -101,10 +108,11 @@ impl Engine for WasmEngine {
     }
 
     async fn prepare(&self, function: Arc<Function>) -> Result<Arc<dyn Image>, Error> {
-        let (engine, wanted) = (self.engine.clone(), Arc::clone(&function));
+        let (engine, cache) = (self.engine.clone(), self.cache.clone());
+        let wanted = Arc::clone(&function);
         let compile = move || {
             call::check_shares(&wanted)?;
-            load::load(&engine, &wanted)
+            load::load(&engine, cache.as_deref(), &wanted)
         };
         let code = tokio::task::spawn_blocking(compile).await;
         match code.map_err(|error| Error::host("compiling the artifact", error))?? {

@@ -2,6 +2,7 @@
 
 mod artifacts;
 mod authority;
+mod cache;
 mod components;
 mod contract;
 mod limits;
