@@ -188,7 +188,10 @@ impl Artifacts {
             .map_err(ArtifactError::from)
             .and_then(|()| match fs::rename(&draft, path) {
                 // Another deploy of the same bytes was quicker.
-                Err(_) if path.is_dir() => Ok(remove(&draft)),
+                Err(_) if path.is_dir() => {
+                    remove(&draft);
+                    Ok(())
+                }
                 other => other.map_err(ArtifactError::from),
             })
             .and_then(|()| publish::sync_directory(&self.roots).map_err(ArtifactError::from));

@@ -157,7 +157,8 @@ mod tests {
     fn defaults_are_possible_and_impossible_values_name_their_flag() {
         let good = ServeConfig::new("/tmp/x");
         assert_eq!(good.check(), Ok(()));
-        let cases: [(&str, fn(&mut ServeConfig)); 5] = [
+        type Spoil = fn(&mut ServeConfig);
+        let cases: [(&str, Spoil); 5] = [
             ("listen", |c| c.listen.clear()),
             ("workers", |c| c.workers = 0),
             ("max-payload", |c| c.max_payload_bytes = 0),

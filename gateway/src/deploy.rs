@@ -140,7 +140,11 @@ impl Core {
             Ok(chosen) => chosen,
             Err(error) => {
                 let core = Arc::clone(self);
-                blocking(move || Ok(core.artifacts.release((format, digest)))).await?;
+                let release = move || {
+                    core.artifacts.release((format, digest));
+                    Ok(())
+                };
+                blocking(release).await?;
                 return Err(error);
             }
         };

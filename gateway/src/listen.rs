@@ -135,7 +135,7 @@ mod tests {
     fn a_used_port_is_refused() {
         let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = Listen::Tcp(other.local_addr().unwrap());
-        let error = bind(&[address.clone()], 2).unwrap_err().to_string();
+        let error = bind(std::slice::from_ref(&address), 2).unwrap_err().to_string();
         assert!(error.contains(&address.to_string()) && error.contains("--listen"), "{error}");
     }
 

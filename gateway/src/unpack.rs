@@ -175,7 +175,7 @@ fn link_name<R: Read>(entry: &tar::Entry<'_, R>) -> Result<PathBuf, Failure> {
 
 /// Opens `path` beneath `root`, making what is missing.
 fn make_directories(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Failure> {
-    let mut directory = root.try_clone().map_err(|e| Failure::Read(e.into()))?;
+    let mut directory = rustix::io::fcntl_dupfd_cloexec(root, 0)?;
     for name in path.iter() {
         match rustix::fs::mkdirat(&directory, name, Mode::from_raw_mode(0o755)) {
             Ok(()) | Err(Errno::EXIST) => {}
@@ -226,7 +226,7 @@ fn hard_link(root: &OwnedFd, target: &Path, parent: &OwnedFd, name: &Path) -> Re
                 other => other.into(),
             },
         )?,
-        None => root.try_clone().map_err(Failure::Read)?,
+        None => rustix::io::fcntl_dupfd_cloexec(root, 0)?,
     };
     let source_name = target.file_name().ok_or_else(missing)?;
     replace(parent, name)?;
