@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, FileType};
+use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use super::console::{ConsoleRead, ConsoleWrite};
@@ -10,7 +10,7 @@ use super::stop::{Need, Stop};
 use super::synth::Device;
 use super::table::{Description, DirItem, FileId, Object, Stream};
 use super::transfer::{Sink, Source, put_all, take_vec};
-use super::{Files, Mapping, Place, random};
+use super::{Files, Place, random};
 
 /// Most bytes that one write hands to the console.
 const CONSOLE_PIECE: usize = 1 << 20;
@@ -152,10 +152,10 @@ impl Files {
             return Err(Errno::BADF.into());
         }
         let mut position = Self::position(file, at, source.left())?;
-        if file.flags & APPEND != 0 {
-            if let Object::File(node) = file.object {
-                position = self.tree.node(node).size;
-            }
+        if file.flags & APPEND != 0
+            && let Object::File(node) = file.object
+        {
+            position = self.tree.node(node).size;
         }
         let done = self.write_object(id, source, position)?;
         if at.is_none() && seekable(&self.table.file(id).object) {

@@ -28,8 +28,8 @@ impl Locks {
     }
 
     fn conflict(&self, id: FileId, node: NodeId, exclusive: bool) -> bool {
-        let others = self.held.iter().filter(|(holder, (on, _))| **holder != id && *on == node);
-        others.map(|(_, (_, other))| *other || exclusive).any(|conflict| conflict)
+        let mut others = self.held.iter().filter(|(holder, (on, _))| **holder != id && *on == node);
+        others.any(|(_, (_, other))| *other || exclusive)
     }
 }
 

@@ -317,7 +317,7 @@ fn epoll_reports_levels_edges_and_single_shots() {
     assert_eq!(files.epoll_control(epoll, add, epoll, (input, 0)), Err(Errno::INVAL));
     let file = files.test_open("/tmp/f", libc::O_RDWR | libc::O_CREAT).unwrap();
     assert_eq!(files.epoll_control(epoll, add, file, (input, 0)), Err(Errno::PERM));
-    let mut collect = |files: &mut Files| files.epoll_collect(epoll, 8).unwrap().0;
+    let collect = |files: &mut Files| files.epoll_collect(epoll, 8).unwrap().0;
     assert_eq!(collect(&mut files), []);
     files.test_write(write, b"ab").unwrap();
     assert_eq!(collect(&mut files), [(input, 42)]);
