@@ -8,13 +8,14 @@ use bytes::Bytes;
 use novum_proto::gateway::v1;
 use novum_proto::gateway::v1::admin_client::AdminClient;
 use novum_proto::gateway::v1::functions_client::FunctionsClient;
-use novum_sandbox::{ArtifactFormat, EngineChoice, Manifest};
+use novum_sandbox::ArtifactFormat;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::cli::error::Error;
+use crate::convert;
 use crate::manifest::FunctionFile;
 use crate::pack;
 
@@ -63,7 +64,7 @@ impl Client {
         sent: Arc<AtomicU64>,
     ) -> Result<v1::DeployResponse, Error> {
         let start = v1::deploy_request::Start {
-            manifest: Some(manifest_message(&file.manifest)),
+            manifest: Some(convert::manifest(&file.manifest)),
             format: format_message(file.artifact.format()).into(),
             size_bytes: file.artifact.size_bytes(),
             sha256: String::new(),
@@ -126,50 +127,6 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
         error = source;
     }
     error.to_string()
-}
-
-/// The manifest as a message.
-#[must_use]
-pub fn manifest_message(manifest: &Manifest) -> v1::Manifest {
-    let share = |share: &novum_sandbox::Share| v1::SharedDirectory {
-        source: share.source.display().to_string(),
-        target: share.target.clone(),
-        read_only: Some(share.read_only),
-    };
-    let pool = &manifest.pool;
-    v1::Manifest {
-        name: manifest.name.to_string(),
-        engine: engine_message(manifest.engine).into(),
-        entry: manifest.entry.clone(),
-        args: manifest.args.clone(),
-        env: manifest.env.clone().into_iter().collect(),
-        allow_env: manifest.allow_env.iter().cloned().collect(),
-        memory_bytes: Some(manifest.memory_bytes),
-        timeout: duration_message(manifest.timeout),
-        output_bytes: Some(manifest.output_bytes),
-        shares: manifest.shares.iter().map(share).collect(),
-        pool: Some(v1::Pool {
-            min: Some(pool.min),
-            max: Some(pool.max),
-            queue: Some(pool.queue),
-            idle: duration_message(pool.idle),
-        }),
-    }
-}
-
-/// A duration as a message.
-#[must_use]
-pub fn duration_message(duration: Duration) -> Option<prost_types::Duration> {
-    prost_types::Duration::try_from(duration).ok()
-}
-
-fn engine_message(engine: EngineChoice) -> v1::Engine {
-    match engine {
-        EngineChoice::Auto => v1::Engine::Auto,
-        EngineChoice::Wasm => v1::Engine::Wasm,
-        EngineChoice::Process => v1::Engine::Process,
-        EngineChoice::Linux => v1::Engine::Linux,
-    }
 }
 
 fn format_message(format: ArtifactFormat) -> v1::ArtifactFormat {

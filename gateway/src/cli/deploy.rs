@@ -33,8 +33,8 @@ pub(super) struct Args {
     /// Deploy a file without a manifest under this name
     #[arg(long)]
     name: Option<FunctionName>,
-    /// Engine: auto, wasm, process or linux
-    #[arg(long, requires = "name", value_parser = super::input::engine)]
+    /// What isolates the function [default: auto]
+    #[arg(long, requires = "name", value_parser = super::input::engine())]
     engine: Option<EngineChoice>,
     #[command(flatten)]
     limits: Limits,

@@ -20,8 +20,9 @@ Examples:
   novum dev --demo                     the examples inside this program; calls one
   novum dev --demo --exit              the same, without going on serving
 
-A function is a directory with a novum.toml, or elsewhere a .wasm or .wat file. Directories below DIR may be shared with
-functions; others need --allow-share. Each invocation is printed on one line with its timings.")]
+A function is a directory with a novum.toml, or elsewhere a .wasm or .wat file. Directories below
+DIR may be shared with functions; others need --allow-share. Each invocation is printed on one line
+with its timings.")]
 pub(super) struct Args {
     /// Where the functions are [default: .]
     #[arg(value_name = "DIR", conflicts_with = "demo")]

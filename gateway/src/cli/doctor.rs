@@ -20,7 +20,7 @@ Examples:
 Exit code 0 if at least one engine runs, else 71.")]
 pub(super) struct Args {
     /// The directory that a gateway would use
-    #[arg(long, value_name = "DIR", env = "NOVUM_DATA_DIR")]
+    #[arg(long, value_name = "DIR", env = "NOVUM_DATA_DIR", hide_env_values = true)]
     data_dir: Option<PathBuf>,
     /// The address on which a gateway would listen
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7070")]

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use novum_sandbox::{EngineChoice, FunctionName, Manifest};
 
 use super::error::Error;
@@ -54,11 +55,11 @@ pub(super) fn variable(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
-/// Parses an engine's name.
-pub(super) fn engine(text: &str) -> Result<EngineChoice, String> {
-    EngineChoice::ALL.into_iter().find(|choice| choice.as_str() == text).ok_or_else(|| {
-        format!("possible engines: {}", EngineChoice::ALL.map(EngineChoice::as_str).join(", "))
-    })
+/// Parses an engine's name; clap lists the possible ones, in help, errors and completions.
+pub(super) fn engine() -> impl TypedValueParser<Value = EngineChoice> {
+    let names = EngineChoice::ALL.map(EngineChoice::as_str);
+    PossibleValuesParser::new(names)
+        .map(|name| EngineChoice::ALL.into_iter().find(|choice| choice.as_str() == name).unwrap_or_default())
 }
 
 /// A file to be deployed or run without a manifest.

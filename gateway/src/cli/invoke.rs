@@ -15,7 +15,7 @@ use super::Global;
 use super::error::{Error, exit};
 use super::input::{Payload, variable};
 use super::output;
-use crate::client::duration_message;
+use crate::convert;
 use crate::units::parse_duration;
 
 /// Call a function: the request is its standard input, the reply its standard output
@@ -28,8 +28,8 @@ Examples:
   tail -f access.log | novum invoke --stream parse
   novum invoke hello --data hi --json | jq .timings
 
-The function's standard error goes to standard error, its exit code becomes this program's. Codes of novum's own are
-listed in docs/cli.md; with --json the `outcome` (exited, faulted, error) tells them apart.")]
+The function's standard error goes to standard error, its exit code becomes this program's. Novum's
+own codes are listed in docs/cli.md; with --json the `outcome` (exited, faulted, error) tells them apart.")]
 pub(super) struct Args {
     /// The function's name
     name: String,
@@ -74,7 +74,7 @@ async fn unary(global: &Global, args: &Args) -> Result<u8, Error> {
         version: args.version,
         payload: payload.into(),
         env: args.env.iter().cloned().collect(),
-        timeout: args.timeout.and_then(duration_message),
+        timeout: args.timeout.map(convert::duration),
     };
     let asked = Instant::now();
     let reply = functions.invoke(request).await.map_err(|status| failed(args, status))?.into_inner();
@@ -134,7 +134,7 @@ async fn stream(global: &Global, args: &Args) -> Result<u8, Error> {
         function: args.name.clone(),
         version: args.version,
         env: args.env.iter().cloned().collect(),
-        timeout: args.timeout.and_then(duration_message),
+        timeout: args.timeout.map(convert::duration),
     };
     let (to, requests) = mpsc::channel(4);
     let part = |part| v1::InvokeStreamRequest { part: Some(part) };

@@ -14,7 +14,10 @@ use super::output::{self, CYAN, DIM, YELLOW, styled};
 Examples:
   novum logs hello
   novum logs hello -n 1000 | grep -i error
-  novum logs -f                    all functions, as it happens")]
+  novum logs -f                    all functions, as it happens
+
+The gateway notes how each invocation ended and where its time went. Successes are noted only while
+somebody follows, so that they do not push a function's own lines out of the gateway's memory.")]
 pub(super) struct Args {
     /// The function; all of them when absent
     name: Option<String>,
@@ -68,7 +71,8 @@ pub(crate) fn line_text(line: &v1::LogsResponse) -> String {
     let time = styled(DIM, clock(line.time.as_ref()));
     let text = printable(&line.line);
     match line.note {
-        true => format!("{missed}{time} {name} {}", styled(DIM, text)),
+        true if text.starts_with("ok ") => format!("{missed}{time} {name} {}", styled(DIM, text)),
+        true => format!("{missed}{time} {name} {}", styled(YELLOW, text)),
         false => format!("{missed}{time} {name} | {text}"),
     }
 }

@@ -33,6 +33,7 @@ use error::Error;
 pub(crate) use functions::all as all_functions;
 pub(crate) use input::name_from;
 pub(crate) use logs::line_text;
+pub(crate) use progress::Progress;
 pub(crate) use serve::url as server_url;
 
 /// How help texts look on a terminal.
@@ -61,29 +62,31 @@ struct Cli {
     command: Command,
 }
 
+const GLOBAL: &str = "Options of every command";
+
 /// What every command understands.
 #[derive(Debug, clap::Args)]
 pub struct Global {
     /// The gateway: http://HOST:PORT or unix:/path
     #[arg(
         long,
-        global = true,
+        global = true, help_heading = GLOBAL,
         value_name = "URL",
-        env = "NOVUM_SERVER",
+        env = "NOVUM_SERVER", hide_env_values = true,
         default_value = "http://127.0.0.1:7070"
     )]
     pub server: String,
     /// Print JSON for programs, one value a line
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     pub json: bool,
     /// When to use colours (NO_COLOR is respected)
-    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", value_parser = ["auto", "always", "never"])]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "WHEN", default_value = "auto", value_parser = ["auto", "always", "never"])]
     pub color: String,
     /// Say more on standard error; twice for debugging
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    #[arg(short, long, global = true, help_heading = GLOBAL, action = ArgAction::Count)]
     pub verbose: u8,
     /// What to log on standard error, as in "info,novum=debug"; overrides --verbose
-    #[arg(long, global = true, value_name = "FILTER", env = "NOVUM_LOG", hide_short_help = true)]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILTER", env = "NOVUM_LOG", hide_env_values = true, hide_short_help = true)]
     pub log: Option<String>,
 }
 

@@ -12,14 +12,14 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(100);
 
 /// Shown from one second after it was made until it is dropped.
-pub(super) struct Progress {
+pub(crate) struct Progress {
     task: tokio::task::JoinHandle<()>,
     bar: ProgressBar,
 }
 
 impl Progress {
     /// Shows how many of `total` bytes were sent, then that the gateway prepares the function.
-    pub(super) fn upload(name: &str, sent: Arc<AtomicU64>, total: Option<u64>) -> Self {
+    pub(crate) fn upload(name: &str, sent: Arc<AtomicU64>, total: Option<u64>) -> Self {
         let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::hidden());
         let shown = bar.clone();
         let name = name.to_owned();

@@ -30,14 +30,15 @@ Examples:
   novum run functions/hello --timings < request       a directory with a novum.toml
   novum run sort.wasm -- --reverse < lines
   novum run convert.wasm --read fonts:/fonts < in.svg > out.png
-  novum run --engine process --memory 64MiB ./program arg1 < request
+  novum run --memory 64MiB ./program -- --flag arg < request
+  novum run --system /usr/bin/python3 --read .:/work -- /work/script.py < request
 
 Input, output and exit code are passed through. Without a manifest the time limit is one hour.")]
 pub(super) struct Args {
     /// A Wasm module, a program, or a directory with a novum.toml
     path: PathBuf,
-    /// Engine: auto, wasm, process or linux
-    #[arg(long, value_parser = engine)]
+    /// What isolates the function [default: by its first bytes]
+    #[arg(long, value_parser = engine())]
     engine: Option<EngineChoice>,
     #[command(flatten)]
     limits: Limits,
@@ -47,11 +48,14 @@ pub(super) struct Args {
     /// Let the function read and write a directory; may be repeated
     #[arg(long, value_name = "HOST:GUEST", value_parser = share)]
     write: Vec<(PathBuf, String)>,
+    /// Let a dynamically linked program read this machine's /lib, /lib64 and /usr
+    #[arg(long)]
+    system: bool,
     /// Say on standard error where the time went
     #[arg(long)]
     timings: bool,
     /// Where compiled code is kept [default: $XDG_CACHE_HOME/novum or ~/.cache/novum]
-    #[arg(long, value_name = "DIR", env = "NOVUM_CACHE_DIR")]
+    #[arg(long, value_name = "DIR", env = "NOVUM_CACHE_DIR", hide_env_values = true)]
     cache_dir: Option<PathBuf>,
     /// The function's arguments
     #[arg(trailing_var_arg = true)]
@@ -117,9 +121,18 @@ fn function_file(args: &Args) -> Result<FunctionFile, Error> {
         };
         file.manifest.shares.extend(shares.iter().map(share));
     }
+    if args.system {
+        file.manifest.shares.extend(SYSTEM.iter().filter_map(|directory| {
+            let source = Path::new(directory).canonicalize().ok()?;
+            Some(Share { source, target: (*directory).to_owned(), read_only: true })
+        }));
+    }
     args.limits.apply(&mut file.manifest)?;
     Ok(file)
 }
+
+/// Where distributions keep the dynamic loader, libraries and what programs read.
+const SYSTEM: [&str; 3] = ["/lib", "/lib64", "/usr"];
 
 /// The engine that the manifest names, or the first that knows the program's first bytes.
 fn choose(file: &FunctionFile) -> Result<&'static Row, Error> {
@@ -204,6 +217,8 @@ async fn execute(
         Ok::<_, Error>(())
     });
     let reply = sandbox.invoke(call).await;
+    // It may still hold the output's sender, and then the printing would never end.
+    drop(sandbox);
     printing.await.map_err(|e| Error::Io { doing: "print", source: e.into() })??;
     report(global, args, &steps, reply?)
 }

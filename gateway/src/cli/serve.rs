@@ -32,10 +32,10 @@ A flag wins over its environment variable, that over the file. Keys of the file 
   max_payload = \"16MiB\"")]
 pub(super) struct Args {
     /// A TOML file with these settings; unknown keys are refused
-    #[arg(long, value_name = "FILE", env = "NOVUM_CONFIG")]
+    #[arg(long, value_name = "FILE", env = "NOVUM_CONFIG", hide_env_values = true)]
     config: Option<PathBuf>,
     /// How log lines look
-    #[arg(long, value_name = "FORMAT", env = "NOVUM_LOG_FORMAT", default_value = "text", value_parser = ["text", "json"])]
+    #[arg(long, value_name = "FORMAT", env = "NOVUM_LOG_FORMAT", hide_env_values = true, default_value = "text", value_parser = ["text", "json"])]
     log_format: String,
     #[command(flatten)]
     settings: Settings,
@@ -46,47 +46,123 @@ pub(super) struct Args {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Settings {
     /// Address to listen on: IP:PORT or unix:/path; may be repeated [default: 127.0.0.1:7070]
-    #[arg(long, value_name = "ADDRESS", env = "NOVUM_LISTEN", value_delimiter = ',')]
+    #[arg(long, value_name = "ADDRESS", env = "NOVUM_LISTEN", hide_env_values = true, value_delimiter = ',')]
     listen: Vec<Address>,
     /// Write the bound addresses into this file when the gateway answers
-    #[arg(long, value_name = "PATH", env = "NOVUM_PORT_FILE")]
+    #[arg(long, value_name = "PATH", env = "NOVUM_PORT_FILE", hide_env_values = true)]
     port_file: Option<PathBuf>,
     /// Where functions and caches are kept [default: $XDG_DATA_HOME/novum or ~/.local/share/novum]
-    #[arg(long, value_name = "DIR", env = "NOVUM_DATA_DIR")]
+    #[arg(long, value_name = "DIR", env = "NOVUM_DATA_DIR", hide_env_values = true)]
     data_dir: Option<PathBuf>,
     /// Functions may share directories below this one; may be repeated [default: none]
-    #[arg(long = "allow-share", value_name = "DIR", env = "NOVUM_ALLOW_SHARE", value_delimiter = ':')]
+    #[arg(
+        long = "allow-share",
+        value_name = "DIR",
+        env = "NOVUM_ALLOW_SHARE",
+        hide_env_values = true,
+        value_delimiter = ':'
+    )]
     #[serde(rename = "allow_share")]
     allow_share: Vec<PathBuf>,
     /// Largest request of one invocation [default: 4MiB]
-    #[arg(long, value_name = "SIZE", env = "NOVUM_MAX_PAYLOAD")]
+    #[arg(
+        long,
+        help_heading = "Limits",
+        hide_short_help = true,
+        value_name = "SIZE",
+        env = "NOVUM_MAX_PAYLOAD",
+        hide_env_values = true
+    )]
     max_payload: Option<Size>,
     /// Largest artifact of one deploy [default: 256MiB]
-    #[arg(long, value_name = "SIZE", env = "NOVUM_MAX_ARTIFACT")]
+    #[arg(
+        long,
+        help_heading = "Limits",
+        hide_short_help = true,
+        value_name = "SIZE",
+        env = "NOVUM_MAX_ARTIFACT",
+        hide_env_values = true
+    )]
     max_artifact: Option<Size>,
     /// Most files in one artifact [default: 100000]
-    #[arg(long, value_name = "N", env = "NOVUM_MAX_ARTIFACT_ENTRIES")]
+    #[arg(
+        long,
+        help_heading = "Limits",
+        hide_short_help = true,
+        value_name = "N",
+        env = "NOVUM_MAX_ARTIFACT_ENTRIES",
+        hide_env_values = true
+    )]
     max_artifact_entries: Option<u64>,
     /// Most functions [default: 10000]
-    #[arg(long, value_name = "N", env = "NOVUM_MAX_FUNCTIONS")]
+    #[arg(
+        long,
+        help_heading = "Limits",
+        hide_short_help = true,
+        value_name = "N",
+        env = "NOVUM_MAX_FUNCTIONS",
+        hide_env_values = true
+    )]
     max_functions: Option<usize>,
     /// Versions of one function that can be invoked, the current one included [default: 3]
-    #[arg(long, value_name = "N", env = "NOVUM_KEEP_VERSIONS")]
+    #[arg(
+        long,
+        help_heading = "Limits",
+        hide_short_help = true,
+        value_name = "N",
+        env = "NOVUM_KEEP_VERSIONS",
+        hide_env_values = true
+    )]
     keep_versions: Option<usize>,
     /// Threads that serve connections [default: one for each CPU]
-    #[arg(long, value_name = "N", env = "NOVUM_WORKERS")]
+    #[arg(
+        long,
+        help_heading = "Limits",
+        hide_short_help = true,
+        value_name = "N",
+        env = "NOVUM_WORKERS",
+        hide_env_values = true
+    )]
     workers: Option<usize>,
     /// How long running invocations may go on after SIGTERM [default: 30s]
-    #[arg(long, value_name = "DURATION", env = "NOVUM_DRAIN_TIMEOUT")]
+    #[arg(
+        long,
+        help_heading = "Limits",
+        hide_short_help = true,
+        value_name = "DURATION",
+        env = "NOVUM_DRAIN_TIMEOUT",
+        hide_env_values = true
+    )]
     drain_timeout: Option<Time>,
     /// Log lines kept in memory for each function, in bytes [default: 256KiB]
-    #[arg(long, value_name = "SIZE", env = "NOVUM_LOG_BYTES")]
+    #[arg(
+        long,
+        help_heading = "Limits",
+        hide_short_help = true,
+        value_name = "SIZE",
+        env = "NOVUM_LOG_BYTES",
+        hide_env_values = true
+    )]
     log_bytes: Option<Size>,
     /// Most sandboxes of one engine at once [default: 1000]
-    #[arg(long, value_name = "N", env = "NOVUM_MAX_SANDBOXES")]
+    #[arg(
+        long,
+        help_heading = "Limits",
+        hide_short_help = true,
+        value_name = "N",
+        env = "NOVUM_MAX_SANDBOXES",
+        hide_env_values = true
+    )]
     max_sandboxes: Option<u32>,
     /// Largest memory that a manifest may ask for [default: 4GiB]
-    #[arg(long, value_name = "SIZE", env = "NOVUM_MAX_MEMORY")]
+    #[arg(
+        long,
+        help_heading = "Limits",
+        hide_short_help = true,
+        value_name = "SIZE",
+        env = "NOVUM_MAX_MEMORY",
+        hide_env_values = true
+    )]
     max_memory: Option<Size>,
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use novum_proto::gateway::v1;
 
 use crate::cli::error::Error;
-use crate::cli::output::{self, BOLD, CYAN, DIM, styled};
+use crate::cli::output::{self, BOLD, DIM, styled};
 use crate::client::Client;
 use crate::units::format_duration;
 
@@ -57,12 +57,12 @@ pub fn write(root: &Path) -> std::io::Result<()> {
 /// The gateway's.
 pub async fn show(client: &Client) -> Result<(), Error> {
     let mut functions = client.functions();
-    output::line(format_args!("\n{} {}", styled(BOLD, "calling"), styled(BOLD, SHOWN)))?;
     output::line(format_args!(
-        "  {}",
-        styled(CYAN, format_args!("echo '{}' | novum invoke {SHOWN}", REQUEST.trim()))
+        "\n{} over gRPC with: {}",
+        styled(BOLD, format_args!("calling {SHOWN}")),
+        REQUEST.trim()
     ))?;
-    for _ in 0..2 {
+    for call in ["first call ", "second call"] {
         let request = v1::InvokeRequest {
             function: SHOWN.to_owned(),
             payload: REQUEST.into(),
@@ -71,12 +71,11 @@ pub async fn show(client: &Client) -> Result<(), Error> {
         let asked = Instant::now();
         let reply =
             functions.invoke(request).await.map_err(Error::status(format!("invoke {SHOWN}")))?.into_inner();
-        let client = asked.elapsed();
+        let seen = format_duration(asked.elapsed());
         let timings = reply.timings.as_ref().ok_or(Error::Protocol("timings"))?;
-        output::line(format_args!("  {}", String::from_utf8_lossy(&reply.payload).trim_end()))?;
-        let text =
-            format!("{}; seen by the client {}", output::timings_text(timings), format_duration(client));
-        output::line(format_args!("  {}", styled(DIM, text)))?;
+        output::line(format_args!("  {call} {}", String::from_utf8_lossy(&reply.payload).trim_end()))?;
+        let text = format!("              {}; seen by the client {seen}", output::timings_text(timings));
+        output::line(styled(DIM, text))?;
     }
     Ok(())
 }

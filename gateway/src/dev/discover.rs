@@ -50,20 +50,21 @@ pub fn read(path: &Path) -> Result<FunctionFile, ManifestError> {
     Ok(FunctionFile { manifest, artifact: ArtifactSource::File(path.to_owned()) })
 }
 
-/// A number that changes when the function's files do: from names, sizes, times and inodes, not from contents.
-#[must_use]
-pub fn fingerprint(path: &Path, function: Option<&FunctionFile>) -> u64 {
+/// Reads a function that [`find`] found, with a number that changes when its files do: from names, sizes, times and
+/// inodes, not from contents. Each file is looked at before it is read, so that a change meanwhile is seen later.
+pub fn read_with_fingerprint(path: &Path) -> (u64, Result<FunctionFile, ManifestError>) {
     let mut hasher = DefaultHasher::new();
     add(path, &mut hasher);
-    match function.map(|function| &function.artifact) {
-        Some(ArtifactSource::File(file)) => add(file, &mut hasher),
-        Some(ArtifactSource::Root(root)) => {
+    let function = read(path);
+    match function.as_ref().map(|function| &function.artifact) {
+        Ok(ArtifactSource::File(file)) => add(file, &mut hasher),
+        Ok(ArtifactSource::Root(root)) => {
             let walk = WalkDir::new(root).sort_by_file_name();
             walk.into_iter().flatten().for_each(|entry| add(entry.path(), &mut hasher));
         }
-        None => {}
+        Err(_) => {}
     }
-    hasher.finish()
+    (hasher.finish(), function)
 }
 
 fn add(path: &Path, hasher: &mut DefaultHasher) {
@@ -107,10 +108,9 @@ mod tests {
         let path = dir.path().join("novum.toml");
         fs::write(&path, "name = \"a\"\nroot = \"r\"\nentry = \"p\"\n").unwrap();
         fs::create_dir(dir.path().join("r")).unwrap();
-        let function = read(&path).unwrap();
-        let before = fingerprint(&path, Some(&function));
-        assert_eq!(before, fingerprint(&path, Some(&function)));
+        let before = read_with_fingerprint(&path).0;
+        assert_eq!(before, read_with_fingerprint(&path).0);
         fs::write(dir.path().join("r/p"), "x").unwrap();
-        assert_ne!(before, fingerprint(&path, Some(&function)));
+        assert_ne!(before, read_with_fingerprint(&path).0);
     }
 }

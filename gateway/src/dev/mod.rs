@@ -78,6 +78,8 @@ async fn follow_files(config: &DevConfig, url: &str, watch: &mut Watch) -> Resul
     let calls = print::Calls { url: url.to_owned() };
     let mut session = Session::new(config.root.clone(), client.clone(), calls);
     session.forget_others().await?;
+    // Followed from here on, so that the first invocation is seen.
+    let logs = follow_logs(&client).await?;
     watch.also(session.sync().await?);
     print::ready(session.serving());
     if config.demonstrate {
@@ -94,20 +96,23 @@ async fn follow_files(config: &DevConfig, url: &str, watch: &mut Watch) -> Resul
     };
     tokio::select! {
         failed = follow => failed,
-        failed = print_logs(&client) => Err(failed),
+        failed = print_logs(logs) => Err(failed),
     }
 }
 
-/// Prints what functions write and the gateway's note on each invocation, until nobody reads it.
-async fn print_logs(client: &Client) -> Error {
+const FOLLOW: &str = "follow the logs";
+
+/// What functions write and the gateway's note on each invocation, from now on.
+async fn follow_logs(client: &Client) -> Result<tonic::Streaming<v1::LogsResponse>, Error> {
     let request = v1::LogsRequest { function: String::new(), follow: true, tail: -1 };
-    let mut lines = match client.functions().logs(request).await {
-        Ok(lines) => lines.into_inner(),
-        Err(status) => return Error::status("follow the logs")(status),
-    };
+    let lines = client.functions().logs(request).await.map_err(Error::status(FOLLOW))?;
+    Ok(lines.into_inner())
+}
+
+/// Prints until nobody reads it.
+async fn print_logs(mut lines: tonic::Streaming<v1::LogsResponse>) -> Error {
     while let Some(line) = lines.next().await {
-        let printed =
-            line.map_err(Error::status("follow the logs")).and_then(|l| output::line(line_text(&l)));
+        let printed = line.map_err(Error::status(FOLLOW)).and_then(|l| output::line(line_text(&l)));
         if let Err(e) = printed {
             return e;
         }

@@ -80,9 +80,6 @@ pub fn deployed(path: &Path, response: &v1::DeployResponse, calls: &Calls, first
     let Some(function) = &response.function else { return };
     let manifest = function.manifest.clone().unwrap_or_default();
     let name = &manifest.name;
-    if !first && !response.changed {
-        return;
-    }
     let verb = styled(GREEN, if first { "serving" } else { "redeployed" });
     say(format_args!(
         "{verb} {} version {} from {} ({}, {}, prepared in {})",
@@ -114,9 +111,9 @@ pub fn refused(path: &Path, error: &Error, before: Option<&(String, u64)>) {
     }
 }
 
-/// A function's files are gone.
+/// A function is served no more: its files are gone, or give it another name.
 pub fn removed(path: &Path, name: &str) {
-    say(format_args!("{} {name}: {} is gone", styled(YELLOW, "removed"), path.display()));
+    say(format_args!("{} {name} of {}", styled(YELLOW, "removed"), path.display()));
 }
 
 /// The first lines.

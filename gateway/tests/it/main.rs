@@ -1,13 +1,16 @@
 //! Behaviour of the gateway and its command line, seen from outside: one binary, one folder.
 
 mod api;
+mod cli;
 mod crashes;
 mod deploys;
+mod dev;
 mod failures;
 mod harness;
 mod lifecycle;
 mod logs;
 mod manifest;
 mod plain_http;
+mod program;
 mod scale;
 mod snapshot;
