@@ -570,7 +570,8 @@ mod tests {
 
     #[test]
     fn exceptions_become_the_signals_that_linux_raises() {
-        let cases: [(fn(&mut CodeAssembler), &str); 5] = [
+        type Case = (fn(&mut CodeAssembler), &'static str);
+        let cases: [Case; 5] = [
             (|a| a.ud2().unwrap(), "SIGILL"),
             (|a| a.int3().unwrap(), "SIGTRAP"),
             (

@@ -33,7 +33,7 @@ const ROBUST_HEAD_BYTES: u64 = 24;
 
 fn futex(process: &mut Process, args: Args) -> Result<Outcome, Errno> {
     let [address, operation, value, fourth, second, third] = args;
-    if address % 4 != 0 {
+    if !address.is_multiple_of(4) {
         return Err(Errno::INVAL);
     }
     let most = (value as i32).max(0) as u32;
@@ -110,7 +110,7 @@ fn wake(process: &mut Process, address: u64, bits: u32, most: u32) -> Result<Out
 }
 
 fn requeue(process: &mut Process, from: u64, to: u64, most: u32, moved: u64) -> Result<Outcome, Errno> {
-    if (moved as i32) < 0 || to % 4 != 0 {
+    if (moved as i32) < 0 || !to.is_multiple_of(4) {
         return Err(Errno::INVAL);
     }
     let (woken, moved) = process.futexes.requeue(from, to, most, moved as u32);
@@ -126,7 +126,7 @@ fn wake_op(
     packed: u32,
 ) -> Result<Outcome, Errno> {
     let operation = WakeOp::decode(packed).ok_or(Errno::NOSYS)?;
-    if second % 4 != 0 {
+    if !second.is_multiple_of(4) {
         return Err(Errno::INVAL);
     }
     let old = word(process, second)?;
@@ -188,7 +188,7 @@ impl Process {
         const OWNER: u32 = 0x3fff_ffff;
         const OWNER_DIED: u32 = 0x4000_0000;
         const WAITERS: u32 = 0x8000_0000;
-        if address % 4 != 0 || self.memory.reachable(address, 4, Access::Write) != 4 {
+        if !address.is_multiple_of(4) || self.memory.reachable(address, 4, Access::Write) != 4 {
             return Err(Errno::FAULT);
         }
         let word: u32 = self.memory.get(address)?;

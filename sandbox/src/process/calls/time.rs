@@ -251,7 +251,7 @@ fn read_sigevent(process: &Process, address: u64) -> Result<impl Fn(i32) -> Noti
         _ => None,
     };
     let silent = how == libc::SIGEV_NONE as u32;
-    if !silent && !matches!(how, 0 | SIGEV_THREAD_ID) || !silent && signal.is_none() {
+    if !silent && (!matches!(how, 0 | SIGEV_THREAD_ID) || signal.is_none()) {
         return Err(Errno::INVAL);
     }
     Ok(move |id: i32| match signal {

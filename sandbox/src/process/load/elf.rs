@@ -336,7 +336,7 @@ mod tests {
     }
 
     fn read(bytes: &[u8]) -> Result<Program, Refusal> {
-        Program::read(&file(bytes))
+        Program::read(file(bytes))
     }
 
     fn this_test() -> Vec<u8> {

@@ -33,7 +33,7 @@ pub(crate) use change::{Move, Refusal};
 pub(crate) use extents::{Run, Slot};
 pub(crate) use place::{At, Request};
 pub(crate) use user::{Access, Buffer, MAX_TRANSFER};
-pub(crate) use vma::{FilePart, MappedFile, Prot, Vma};
+pub(crate) use vma::{FilePart, MappedFile, Prot};
 
 use extents::Extents;
 use tables::{Rights, Tables};

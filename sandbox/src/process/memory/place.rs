@@ -145,7 +145,7 @@ impl AddressSpace {
             At::Low => self.vmas.free_below(len, START_32BIT, END_32BIT).ok_or(Errno::NOMEM),
             At::Hint(hint) => {
                 let hint = hint & !(PAGE - 1);
-                let end = hint.checked_add(len).unwrap_or(u64::MAX);
+                let end = hint.saturating_add(len);
                 if hint >= USER_START && end <= USER_END && self.vmas.is_free(hint, end) {
                     return Ok(hint);
                 }
