@@ -5,6 +5,7 @@ use rustix::io::Errno;
 
 use super::guest::{Guest, fd};
 use super::{Args, Entry, Outcome};
+use crate::kvm::layout::USER_END;
 use crate::process::Process;
 use crate::process::files::Stop;
 
@@ -48,7 +49,9 @@ fn guest<'a>(
     buffers: &Buffers,
 ) -> Result<Guest<'a>, Errno> {
     match *buffers {
-        Buffers::One(_, len) if i64::try_from(len).is_err() => Err(Errno::INVAL),
+        Buffers::One(address, len) if address.checked_add(len).is_none_or(|end| end > USER_END) => {
+            Err(Errno::FAULT)
+        }
         Buffers::One(address, len) => Ok(Guest::one(memory, address, len)),
         Buffers::Many(address, count) => Ok(Guest::new(memory, memory.iovecs(address, count)?)),
     }

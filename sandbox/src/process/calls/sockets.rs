@@ -35,6 +35,9 @@ fn socketpair(process: &mut Process, [family, kind, protocol, into, ..]: Args) -
     if !matches!(protocol as i32, 0 | libc::PF_UNIX) {
         return Err(Errno::PROTONOSUPPORT);
     }
+    if kind & !(0xf | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) != 0 {
+        return Err(Errno::INVAL);
+    }
     let of = match kind & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) {
         libc::SOCK_STREAM => SocketKind::Stream,
         libc::SOCK_DGRAM | libc::SOCK_RAW => SocketKind::Datagram,

@@ -363,7 +363,11 @@ impl Files {
         if !file.writable() {
             return Err(Errno::BADF);
         }
-        let mode = u32::try_from(mode).ok().and_then(FallocateFlags::from_bits).ok_or(Errno::OPNOTSUPP)?;
+        let known = FallocateFlags::KEEP_SIZE | FallocateFlags::PUNCH_HOLE | FallocateFlags::ZERO_RANGE;
+        let mode = FallocateFlags::from_bits_retain(mode as u32);
+        if !known.contains(mode) {
+            return Err(Errno::OPNOTSUPP);
+        }
         match &file.object {
             Object::File(node) => self.tree.allocate(*node, mode, start, length),
             Object::Shared(open) => rustix::fs::fallocate(open.fd(), mode, start, length),

@@ -163,7 +163,12 @@ impl Files {
     /// # Errors
     /// As the manual page says.
     pub(crate) fn rename(&mut self, old: (i32, &[u8]), new: (i32, &[u8]), flags: u32) -> Result<(), Errno> {
-        let flags = RenameFlags::from_bits(flags).ok_or(Errno::INVAL)?;
+        // The type keeps bits that it does not know.
+        let known = RenameFlags::NOREPLACE | RenameFlags::EXCHANGE | RenameFlags::WHITEOUT;
+        let flags = RenameFlags::from_bits_retain(flags);
+        if !known.contains(flags) {
+            return Err(Errno::INVAL);
+        }
         let exchange = flags.contains(RenameFlags::EXCHANGE);
         let no_replace = flags.contains(RenameFlags::NOREPLACE);
         if flags.contains(RenameFlags::WHITEOUT) || (exchange && no_replace) {

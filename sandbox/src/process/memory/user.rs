@@ -8,6 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::AddressSpace;
 use super::vma::PAGE;
+use crate::kvm::layout::USER_END;
 use crate::kvm::sys::HostRange;
 
 /// What is about to be done.
@@ -151,6 +152,9 @@ impl AddressSpace {
             let (address, len) = (word(at), word(at + 8));
             if i64::try_from(len).is_err() {
                 return Err(Errno::INVAL);
+            }
+            if address.checked_add(len).is_none_or(|end| end > USER_END) {
+                return Err(Errno::FAULT);
             }
             let len = len.min(room);
             room -= len;

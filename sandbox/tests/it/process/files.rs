@@ -1,0 +1,57 @@
+//! File calls through the engine, compared with the host's kernel.
+
+use std::path::Path;
+use std::process::Command;
+
+use novum_sandbox::{ExitStatus, Share};
+
+use super::{Run, compile, has_kvm};
+
+/// Runs the program on an empty directory natively.
+fn native(program: &Path) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let stdin = std::process::Stdio::piped();
+    let mut child = Command::new(program)
+        .arg(dir.path())
+        .env_clear()
+        .stdin(stdin)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdin.take());
+    String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap()
+}
+
+/// Both outputs, where they differ, line by line.
+fn differences(got: &str, expected: &str) -> Vec<String> {
+    let pairs = expected.lines().zip(got.lines()).filter(|(expected, got)| expected != got);
+    let mut found: Vec<String> = pairs.map(|(expected, got)| format!("{expected}   here: {got}")).collect();
+    if expected.lines().count() != got.lines().count() {
+        found.push(format!("{} lines, here {}", expected.lines().count(), got.lines().count()));
+    }
+    found
+}
+
+#[tokio::test]
+async fn hostile_and_odd_file_calls_give_what_linux_gives() {
+    if !has_kvm("hostile_and_odd_file_calls_give_what_linux_gives") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let program = compile(dir.path(), include_str!("hostile_files.c"), &["-static"]);
+    let expected = native(&program);
+    let share = tempfile::tempdir().unwrap();
+    for target in ["/tmp", "/mnt/share"] {
+        let mut run = Run::new().args(&[target]);
+        if target != "/tmp" {
+            let source = share.path().to_owned();
+            run.manifest.shares.push(Share { source, target: target.into(), read_only: false });
+        }
+        let log = run.log.clone();
+        let reply = run.run(&program).await.unwrap();
+        let got = String::from_utf8_lossy(&reply.output).into_owned();
+        let found = differences(&got, &expected);
+        assert!(found.is_empty(), "{target}: {:?} {}\n{}", reply.exit, log.text(), found.join("\n"));
+        assert_eq!(reply.exit, ExitStatus::Code(0));
+    }
+}
