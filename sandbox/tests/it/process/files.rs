@@ -55,3 +55,32 @@ async fn hostile_and_odd_file_calls_give_what_linux_gives() {
         assert_eq!(reply.exit, ExitStatus::Code(0));
     }
 }
+
+#[tokio::test]
+async fn python_works_on_files_as_it_does_natively() {
+    let python = Path::new("/usr/bin/python3");
+    if !has_kvm("python_works_on_files_as_it_does_natively") || !python.exists() {
+        return;
+    }
+    let python = std::fs::canonicalize(python).unwrap();
+    let script = include_str!("file_work.py");
+    let dir = tempfile::tempdir().unwrap();
+    let expected =
+        Command::new(&python).args(["-I", "-c", script]).arg(dir.path()).env_clear().output().unwrap();
+    let expected = String::from_utf8(expected.stdout).unwrap().replace("network\n", "no network\n");
+    let expected = expected.replace("no no network", "no network");
+    let share = tempfile::tempdir().unwrap();
+    for target in ["/tmp", "/mnt/share"] {
+        let mut run = Run::new().args(&["-I", "-c", script, target]).with_libraries();
+        if target != "/tmp" {
+            let source = share.path().to_owned();
+            run.manifest.shares.push(Share { source, target: target.into(), read_only: false });
+        }
+        let log = run.log.clone();
+        let reply = run.run(&python).await.unwrap();
+        let got = String::from_utf8_lossy(&reply.output).into_owned();
+        let found = differences(&got, &expected);
+        assert!(found.is_empty(), "{target}: {:?} {}\n{}", reply.exit, log.text(), found.join("\n"));
+        assert_eq!(reply.exit, ExitStatus::Code(0), "{}", log.text());
+    }
+}
