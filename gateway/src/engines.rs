@@ -43,7 +43,7 @@ impl Engines {
         self.slots
             .iter()
             .find(|slot| slot.kind == kind)
-            .map_or_else(|| Err(not_built(kind)), |slot| slot.engine.clone())
+            .map_or_else(|| Err(engines::absence(kind).to_owned()), |slot| slot.engine.clone())
     }
 
     /// The engine for an artifact that begins with `head`.
@@ -61,19 +61,9 @@ impl Engines {
 }
 
 fn make(kind: EngineKind, config: &EngineConfig) -> Result<Arc<dyn Engine>, String> {
-    let row = engines::row(kind).ok_or_else(|| not_built(kind))?;
+    let row = engines::row(kind).ok_or_else(|| engines::absence(kind).to_owned())?;
     (row.probe)()?;
     (row.make)(config).map_err(|error| with_causes(&error))
-}
-
-fn not_built(kind: EngineKind) -> String {
-    let feature = match kind {
-        EngineKind::Wasm => "wasm",
-        EngineKind::Process | EngineKind::Linux => "vm",
-    };
-    format!(
-        "this build of novum has no {kind} engine; build one that has it (cargo build --features {feature})"
-    )
 }
 
 /// An error with its chain of causes in one line.

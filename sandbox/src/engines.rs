@@ -55,3 +55,17 @@ pub const TABLE: &[Row] = &[
 pub fn row(kind: EngineKind) -> Option<&'static Row> {
     TABLE.iter().find(|row| row.kind == kind)
 }
+
+/// Why [`row`] has nothing for `kind`, and what to do about it.
+#[must_use]
+pub fn absence(kind: EngineKind) -> &'static str {
+    match kind {
+        EngineKind::Wasm => "this build was made without the cargo feature `wasm`; use a build that has it",
+        EngineKind::Linux if cfg!(feature = "vm") => {
+            "this version of novum cannot run Linux guests yet; use the process engine for a Linux program"
+        }
+        EngineKind::Process | EngineKind::Linux => {
+            "this build was made without the cargo feature `vm`; use a build that has it"
+        }
+    }
+}

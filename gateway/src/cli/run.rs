@@ -137,9 +137,9 @@ const SYSTEM: [&str; 3] = ["/lib", "/lib64", "/usr"];
 /// The engine that the manifest names, or the first that knows the program's first bytes.
 fn choose(file: &FunctionFile) -> Result<&'static Row, Error> {
     if let Some(kind) = file.manifest.engine.kind() {
-        let reason = || "this build of novum was made without it; build with default features".to_owned();
-        return engines::row(kind)
-            .ok_or_else(|| novum_sandbox::Error::Unavailable { engine: kind, reason: reason() }.into());
+        let absent =
+            || novum_sandbox::Error::Unavailable { engine: kind, reason: engines::absence(kind).into() };
+        return engines::row(kind).ok_or_else(|| absent().into());
     }
     let program = match &file.artifact {
         ArtifactSource::File(path) => path.clone(),

@@ -134,10 +134,7 @@ pub fn examine(context: &Context) -> Report {
 
 fn engine(kind: EngineKind) -> Finding {
     let Some(row) = engines::row(kind) else {
-        return Finding::bad(
-            "not in this build",
-            "use a build with it (cargo features `wasm` and `vm`), or another engine",
-        );
+        return Finding::bad("not in this build", engines::absence(kind));
     };
     match (row.probe)() {
         Ok(()) => Finding::good("ready"),
