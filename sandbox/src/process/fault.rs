@@ -5,7 +5,9 @@
 
 use std::fmt::Write;
 
-use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, OpAccess, Register, UsedMemory};
+use iced_x86::{
+    Decoder, DecoderOptions, Instruction, InstructionInfoFactory, OpAccess, Register, UsedMemory,
+};
 use kvm_bindings::{kvm_regs, kvm_sregs};
 
 use super::Process;
@@ -24,7 +26,10 @@ pub(crate) enum Cause {
         refusal: Refusal,
     },
     /// A page that the mappings allow and the host cannot give: a mapped file was cut short.
-    Bus,
+    Bus {
+        /// An address in it.
+        address: u64,
+    },
     /// Another exception of the CPU.
     Exception {
         /// Which.
@@ -41,7 +46,7 @@ impl Cause {
     pub(crate) fn signal(self) -> i32 {
         match self {
             Self::Memory { .. } | Self::Privileged => libc::SIGSEGV,
-            Self::Bus => libc::SIGBUS,
+            Self::Bus { .. } => libc::SIGBUS,
             Self::Exception { vector: 0 | 16 | 19, .. } => libc::SIGFPE,
             Self::Exception { vector: 1 | 3, .. } => libc::SIGTRAP,
             Self::Exception { vector: 6, .. } => libc::SIGILL,
@@ -70,7 +75,9 @@ impl Report {
             Cause::Memory { address, refusal: Refusal::Forbidden } => {
                 format!("address {address:#x}{} may not be used so", place(process, address))
             }
-            Cause::Bus => "a page of a mapped file is not there any more".into(),
+            Cause::Bus { address } => {
+                format!("address {address:#x}{} lies behind the end of its file", place(process, address))
+            }
             Cause::Exception { vector, error } => format!("{} (error code {error:#x})", exception(vector)),
             Cause::Privileged => "the program used a port or a device".into(),
         };
@@ -153,41 +160,59 @@ pub(crate) fn access_of(error: u64) -> Access {
     }
 }
 
-/// The first access of the instruction at RIP that the mappings refuse; `None` where they allow all of them.
+/// What the host's memory refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// An access that the mappings do not allow either (or not yet).
+    Access(u64, Access),
+    /// The mappings allow everything; the host has no page here.
+    Absent(u64),
+}
+
+/// Which access of the instruction at RIP was refused. `gpa` is what KVM told of it, if anything.
 pub(crate) fn find_refused(
     memory: &AddressSpace,
     regs: &kvm_regs,
     special: &kvm_sregs,
     gpa: Option<u64>,
-) -> Option<(u64, Access)> {
+) -> Refused {
     const LONGEST: u64 = 15;
     let len = memory.reachable(regs.rip, LONGEST, Access::Fetch);
-    let Ok(bytes) = memory.read_vec(regs.rip, len as usize) else { return Some((regs.rip, Access::Fetch)) };
-    if bytes.is_empty() {
-        return Some((regs.rip, Access::Fetch));
+    if len == 0 {
+        return Refused::Access(regs.rip, Access::Fetch);
     }
+    let Ok(bytes) = memory.read_vec(regs.rip, len as usize) else { return Refused::Absent(regs.rip) };
     let mut decoder = Decoder::with_ip(64, &bytes, regs.rip, DecoderOptions::NONE);
     let instruction = decoder.decode();
     if instruction.is_invalid() {
-        return Some((regs.rip + len, Access::Fetch));
+        return Refused::Access(regs.rip + len, Access::Fetch);
     }
-    let mut factory = InstructionInfoFactory::new();
-    let info = factory.info(&instruction);
-    let value = |register, _, _| register_value(register, regs, special);
-    let mut candidates = Vec::new();
-    for used in info.used_memory() {
-        for &access in accesses(used) {
-            let Some(address) = used.virtual_address(0, value) else { continue };
-            let size = (used.memory_size().size() as u64).max(1);
-            let good = memory.reachable(address, size, access);
-            if good < size {
-                candidates.push((address.wrapping_add(good), access));
-            }
-        }
-    }
+    let operands = operands(&instruction, regs, special);
+    let refused = operands.iter().filter_map(|&(address, size, access)| {
+        let good = memory.reachable(address, size, access);
+        (good < size).then_some((address.wrapping_add(good), access))
+    });
+    let candidates: Vec<(u64, Access)> = refused.collect();
     let told =
         gpa.and_then(|gpa| candidates.iter().find(|(at, _)| memory.gpa_page(*at) == Some(gpa & !4095)));
-    told.or(candidates.first()).copied()
+    if let Some(&(address, access)) = told.or(candidates.first()) {
+        return Refused::Access(address, access);
+    }
+    let absent = operands.iter().find(|(address, ..)| memory.read(*address, &mut [0]).is_err());
+    Refused::Absent(absent.or(operands.first()).map_or(regs.rip, |(address, ..)| *address))
+}
+
+/// The instruction's accesses to memory: address, bytes, kind.
+fn operands(instruction: &Instruction, regs: &kvm_regs, special: &kvm_sregs) -> Vec<(u64, u64, Access)> {
+    let mut factory = InstructionInfoFactory::new();
+    let value = |register, _, _| register_value(register, regs, special);
+    let mut found = Vec::new();
+    for used in factory.info(instruction).used_memory() {
+        let size = (used.memory_size().size() as u64).max(1);
+        let address = used.virtual_address(0, value);
+        found.extend(accesses(used).iter().filter_map(|&access| Some((address?, size, access))));
+    }
+    found
 }
 
 fn accesses(used: &UsedMemory) -> &'static [Access] {

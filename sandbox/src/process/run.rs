@@ -11,8 +11,7 @@ use rustix::io::Errno;
 use super::Process;
 use super::calls::Outcome;
 use super::control::Control;
-use super::fault::Cause;
-use super::fault::Report;
+use super::fault::{Cause, Refused, Report};
 use super::thread::{Base, Pending, Status};
 use super::wait::Wait;
 use crate::kvm::entry;
@@ -148,9 +147,13 @@ impl Machine {
         let left = self.deadline.saturating_duration_since(Instant::now());
         let left =
             self.process.next_timer().map_or(left, |timer| left.min(timer)).max(Duration::from_nanos(1));
-        self.ticking = self.process.threads.any_ready() || self.process.memory.is_overcommitted();
+        self.ticking = self.must_tick();
         let (first, every) = if self.ticking { (left.min(SLICE), SLICE) } else { (left, Duration::ZERO) };
         self.timer.arm(first, every).map_err(RunError::host("start the timer"))
+    }
+
+    fn must_tick(&self) -> bool {
+        self.process.threads.any_ready() || self.process.memory.is_overcommitted()
     }
 
     /// Tells the VM what changed in the address space.
@@ -427,7 +430,7 @@ impl Machine {
             return Ok(Some(ended));
         }
         self.process.expire_timers();
-        if !self.ticking {
+        if !self.ticking || !self.must_tick() {
             self.arm()?;
         }
         if self.process.threads.any_ready() && self.vcpu.is_in_program() {
@@ -462,11 +465,11 @@ impl Machine {
         let regs = self.vcpu.regs();
         let special = self.vcpu.special()?;
         match super::fault::find_refused(&self.process.memory, &regs, &special, gpa) {
-            Some((address, access)) => match self.process.memory.touch(address, access) {
+            Refused::Access(address, access) => match self.process.memory.touch(address, access) {
                 Ok(()) => Ok(None),
                 Err(refusal) => self.crash(Cause::Memory { address, refusal }),
             },
-            None => self.crash(Cause::Bus),
+            Refused::Absent(address) => self.crash(Cause::Bus { address }),
         }
     }
 }

@@ -25,6 +25,7 @@ pub(super) const CALLS: &[Entry] = &[
     (libc::SYS_getgroups, |_, _| Ok(Outcome::ZERO)),
     (libc::SYS_getresuid, three_ids),
     (libc::SYS_getresgid, three_ids),
+    (libc::SYS_capget, capget),
     (libc::SYS_uname, uname),
     (libc::SYS_arch_prctl, arch_prctl),
     (libc::SYS_prctl, prctl),
@@ -51,6 +52,30 @@ fn of_self(_: &mut Process, [pid, ..]: Args) -> Result<Outcome, Errno> {
 fn three_ids(process: &mut Process, [real, effective, saved, ..]: Args) -> Result<Outcome, Errno> {
     for address in [real, effective, saved] {
         process.memory.put(address, &(USER as u32))?;
+    }
+    Ok(Outcome::ZERO)
+}
+
+/// No capabilities. The header is the version and the process, the data effective, permitted and inheritable sets, once for version
+/// 1, twice after that.
+fn capget(process: &mut Process, [header, data, ..]: Args) -> Result<Outcome, Errno> {
+    const VERSION_1: u32 = 0x1998_0330;
+    const VERSION_2: u32 = 0x2007_1026;
+    const VERSION_3: u32 = 0x2008_0522;
+    let [version, pid]: [u32; 2] = process.memory.get(header)?;
+    let words = match version {
+        VERSION_1 => 3,
+        VERSION_2 | VERSION_3 => 6,
+        _ => {
+            process.memory.put(header, &VERSION_3)?;
+            return if data == 0 { Ok(Outcome::ZERO) } else { Err(Errno::INVAL) };
+        }
+    };
+    if !matches!(pid, 0 | 1) {
+        return Err(Errno::SRCH);
+    }
+    if data != 0 {
+        process.memory.write(data, &[0; 24][..words * 4])?;
     }
     Ok(Outcome::ZERO)
 }

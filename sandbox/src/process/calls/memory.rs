@@ -25,6 +25,9 @@ pub(super) const CALLS: &[Entry] = &[
     (libc::SYS_munlock, mlock),
     (libc::SYS_munlockall, nothing),
     (libc::SYS_mlockall, nothing),
+    // As on a CPU without protection keys.
+    (libc::SYS_pkey_alloc, |_, _| Err(Errno::NOSPC)),
+    (libc::SYS_pkey_free, |_, _| Err(Errno::INVAL)),
 ];
 
 /// Flags that `MAP_SHARED_VALIDATE` knows.
@@ -77,6 +80,7 @@ fn mmap(process: &mut Process, [address, len, prot, flags, fd, offset]: Args) ->
         prot,
         file,
         grows_down: has(libc::MAP_GROWSDOWN),
+        stack: flags & (libc::MAP_STACK | libc::MAP_GROWSDOWN) != 0,
         no_reserve: has(libc::MAP_NORESERVE),
         populate: flags & (libc::MAP_POPULATE | libc::MAP_LOCKED) != 0 && !has(libc::MAP_NONBLOCK),
         label: "",

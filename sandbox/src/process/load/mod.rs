@@ -148,6 +148,8 @@ impl Loaded {
             stack::Contents { args: &all, env, path: self.path.as_bytes(), random, aux: &self.aux };
         let top = memory.placement().stack_top - 8;
         let stack = stack::build(top, &contents, STACK_SIZE / 4).ok_or(LoadError::Arguments)?;
+        // What every program's start touches, in one go.
+        let _ = memory.populate((stack.pointer & !(PAGE - 1)) - 6 * PAGE, memory.placement().stack_top);
         memory.write(stack.pointer, &stack.bytes).map_err(|_| LoadError::Arguments)?;
         Ok(Start { entry: self.entry, stack })
     }
@@ -280,6 +282,6 @@ fn map_stack(memory: &mut AddressSpace, program: &MappedFile, exec: bool) -> Res
     let bottom = memory.placement().stack_top - STACK_SIZE;
     let prot = Prot { exec, ..Prot::READ_WRITE };
     let mut request = Request::anonymous(At::FixedFree(bottom), STACK_SIZE, prot);
-    (request.label, request.no_reserve) = ("[stack]", true);
+    (request.label, request.stack, request.no_reserve) = ("[stack]", true, true);
     memory.map(request).map(drop).map_err(|errno| too_large(memory, program, errno))
 }

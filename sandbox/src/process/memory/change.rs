@@ -137,7 +137,8 @@ impl AddressSpace {
             part
         });
         let mut request = Request::anonymous(at, len, vma.prot);
-        (request.file, request.label, request.no_reserve) = (file, vma.label, true);
+        (request.file, request.label, request.stack) = (file, vma.label, vma.stack);
+        request.no_reserve = true;
         request
     }
 
@@ -239,7 +240,7 @@ impl AddressSpace {
         }
         let (prot, label) = (vma.prot, vma.label);
         let mut request = Request::anonymous(At::FixedFree(page), start - page, prot);
-        (request.grows_down, request.label) = (true, label);
+        (request.grows_down, request.stack, request.label) = (true, true, label);
         self.map(request).map(drop).map_err(|_| Refusal::Unmapped)
     }
 }

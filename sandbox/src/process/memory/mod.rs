@@ -96,6 +96,8 @@ pub(crate) struct AddressSpace {
     vmas: VmaMap,
     extents: Extents,
     tables: Tables,
+    /// Ranges that were entered as executable, and may still be so in the tables when the program has other rights there.
+    executable: Vec<Range<u64>>,
     /// Ranges whose pages are not entered in the tables yet.
     pending: Vec<Range<u64>>,
     heap: Heap,
@@ -115,8 +117,20 @@ impl AddressSpace {
         let region = Arc::new(Region::reserve(size)?);
         let tables = Tables::new(&region, SYSTEM_SIZE)?;
         let extents = Extents::new(region.len());
-        let (pending, vmas, heap) = (Vec::new(), VmaMap::default(), Heap::default());
-        Ok(Self { region, vmas, extents, tables, pending, heap, placement, limit_bytes, flush: false })
+        let (vmas, heap) = (VmaMap::default(), Heap::default());
+        let (executable, pending) = (Vec::new(), Vec::new());
+        Ok(Self {
+            region,
+            vmas,
+            extents,
+            tables,
+            executable,
+            pending,
+            heap,
+            placement,
+            limit_bytes,
+            flush: false,
+        })
     }
 
     /// The host memory behind.
@@ -228,6 +242,9 @@ impl AddressSpace {
             .map(|(at, vma)| (at.max(start), vma.end.min(end), vma.prot.exec, at, vma.end))
             .collect();
         for (from, to, exec, vma_start, vma_end) in pieces {
+            if exec && !self.executable.iter().any(|range| range.start <= from && to <= range.end) {
+                self.executable.push(from..to);
+            }
             let mut at = from;
             while at < to {
                 let chunk = at & !(LARGE_PAGE - 1);

@@ -78,6 +78,8 @@ pub(crate) struct Vma {
     pub(crate) placed: bool,
     /// It grows towards lower addresses when the page below it is touched.
     pub(crate) grows_down: bool,
+    /// It is used from its end, a little at a time.
+    pub(crate) stack: bool,
     /// What `/proc/self/maps` calls it where there is no file: `[heap]`, `[stack]`.
     pub(crate) label: &'static str,
 }
@@ -85,7 +87,7 @@ pub(crate) struct Vma {
 impl Vma {
     /// Private zeroes.
     pub(crate) fn anonymous(end: u64, prot: Prot) -> Self {
-        Self { end, prot, file: None, placed: false, grows_down: false, label: "" }
+        Self { end, prot, file: None, placed: false, grows_down: false, stack: false, label: "" }
     }
 
     fn continues(&self, start: u64, next: &Self) -> bool {
@@ -102,6 +104,7 @@ impl Vma {
             && self.prot == next.prot
             && self.placed == next.placed
             && self.grows_down == next.grows_down
+            && self.stack == next.stack
             && self.label == next.label
     }
 

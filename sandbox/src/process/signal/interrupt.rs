@@ -128,7 +128,7 @@ fn info(cause: Cause, rip: u64) -> Info {
     let (signal, code, address) = match cause {
         Cause::Memory { address, refusal: Refusal::Unmapped } => (Signal::SEGV, SEGV_MAPERR, address),
         Cause::Memory { address, refusal: Refusal::Forbidden } => (Signal::SEGV, SEGV_ACCERR, address),
-        Cause::Bus => (Signal::BUS, BUS_ADRERR, 0),
+        Cause::Bus { address } => (Signal::BUS, BUS_ADRERR, address),
         Cause::Exception { vector: 0, .. } => (Signal::FPE, FPE_INTDIV, rip),
         Cause::Exception { vector: 16 | 19, .. } => (Signal::FPE, FPE_FLTINV, rip),
         Cause::Exception { vector: 1 | 3, .. } => (Signal::TRAP, SI_KERNEL, rip),
@@ -148,7 +148,7 @@ fn exception(cause: Cause) -> (u64, u64, u64) {
             // User mode; present where the mapping exists.
             (PAGE_FAULT, 4 | u64::from(matches!(refusal, Refusal::Forbidden)), address)
         }
-        Cause::Bus => (PAGE_FAULT, 4, 0),
+        Cause::Bus { address } => (PAGE_FAULT, 4, address),
         Cause::Exception { vector, error } => (vector, error, 0),
         Cause::Privileged => (GENERAL_PROTECTION, 0, 0),
     }

@@ -48,12 +48,65 @@ async fn a_dynamic_c_program_runs() {
 }
 
 #[tokio::test]
+async fn memory_behaves_as_on_linux() {
+    if !has_kvm("memory_behaves_as_on_linux") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let program = compile(dir.path(), include_str!("memory.c"), &[]);
+    same_as_native(program.to_str().unwrap(), &[], "").await;
+}
+
+#[tokio::test]
+async fn vector_registers_survive_calls() {
+    if !has_kvm("vector_registers_survive_calls") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let source = r#"
+        #include <stdio.h>
+        #include <unistd.h>
+        int main(void) {
+            float out[16] = {0}, in[16];
+            for (int i = 0; i < 16; i++) in[i] = i;
+            if (__builtin_cpu_supports("avx2")) {
+                __asm__ volatile("vmovups (%0), %%ymm9" ::"r"(in) : "memory");
+                for (int i = 0; i < 100; i++) getppid();
+                __asm__ volatile("vaddps %%ymm9, %%ymm9, %%ymm9; vmovups %%ymm9, (%0)" ::"r"(out) : "memory");
+            }
+            printf("%d %d %f\n", !!__builtin_cpu_supports("avx2"), !!__builtin_cpu_supports("avx512f"), out[7]);
+            if (__builtin_cpu_supports("avx512f")) {
+                __asm__ volatile("vmovups (%0), %%zmm17" ::"r"(in) : "memory");
+                for (int i = 0; i < 100; i++) getppid();
+                __asm__ volatile("vmovups %%zmm17, (%0)" ::"r"(out) : "memory");
+                printf("%f\n", out[15]);
+            }
+            return 0;
+        }"#;
+    let program = compile(dir.path(), source, &[]);
+    same_as_native(program.to_str().unwrap(), &[], "").await;
+}
+
+#[tokio::test]
+async fn python_runs_with_its_libraries_and_threads() {
+    if !has_kvm("python_runs_with_its_libraries_and_threads") || !Path::new("/usr/bin/python3").exists() {
+        return;
+    }
+    let script = "import hashlib, json, re, sqlite3, sys, threading, zipfile\n\
+                  t = [threading.Thread(target=lambda: sum(range(100000))) for _ in range(4)]\n\
+                  [x.start() for x in t]; [x.join() for x in t]\n\
+                  print(json.dumps({'a': hashlib.sha256(sys.stdin.read().encode()).hexdigest()}))\n\
+                  print(sqlite3.connect(':memory:').execute('select 6*7').fetchone())";
+    same_as_native("/usr/bin/python3", &["-c", script], "some input").await;
+}
+
+#[tokio::test]
 async fn programs_of_the_system_do_what_they_do_natively() {
     if !has_kvm("programs_of_the_system_do_what_they_do_natively") {
         return;
     }
     let text = "pear\napple\nfig\napple\n";
-    let cases: [(&str, &[&str], &str); 8] = [
+    let cases: [(&str, &[&str], &str); 12] = [
         ("/usr/bin/cat", &[], text),
         ("/usr/bin/sort", &["-u"], text),
         ("/usr/bin/sha256sum", &[], text),
@@ -61,6 +114,10 @@ async fn programs_of_the_system_do_what_they_do_natively() {
         ("/usr/bin/sed", &["s/p/P/g"], text),
         ("/usr/bin/grep", &["-n", "p"], text),
         ("/usr/bin/gzip", &["-nc"], text),
+        ("/usr/bin/awk", &["{ n += length } END { print n }"], text),
+        ("/usr/bin/jq", &["-n", "[1, 2] | add"], text),
+        ("/usr/bin/sqlite3", &[":memory:", "select 6 * 7"], text),
+        ("/usr/bin/xz", &["-c"], text),
         ("/usr/bin/perl", &["-ne", "print length, qq{\\n}"], text),
     ];
     for (program, args, input) in cases {
