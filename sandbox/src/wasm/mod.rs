@@ -16,6 +16,7 @@
 mod cache;
 mod call;
 mod drive;
+mod hot;
 mod http;
 mod image;
 mod load;

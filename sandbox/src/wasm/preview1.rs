@@ -1,10 +1,16 @@
 //! WASI preview 1 commands: core modules that export `_start` and import from `wasi_snapshot_preview1` only.
 
-use wasmtime::{Engine, ExternType, InstancePre, Linker, Module, Store, TypedFunc};
-use wasmtime_wasi::p1::{self, WasiP1Ctx};
-use wasmtime_wasi::{I32Exit, WasiCtxBuilder, WasiView};
+use std::ops::Range;
+use std::time::Duration;
+
+use wasmtime::{
+    Engine, Extern, ExternType, InstancePre, Linker, Memory, Module, ModuleExport, Store, TypedFunc,
+};
+use wasmtime_wasi::p1::WasiP1Ctx;
+use wasmtime_wasi::{WasiCtxBuilder, WasiView};
 
 use super::call::Call;
+use super::hot;
 use super::image::Kind;
 use super::settings::RESOURCES;
 use super::stdin::Stdin;
@@ -12,37 +18,106 @@ use super::tenant::Tenant;
 use crate::engine::{ExitStatus, Input};
 use crate::error::Error;
 
-const NAMESPACE: &str = "wasi_snapshot_preview1";
+pub(super) const NAMESPACE: &str = "wasi_snapshot_preview1";
 
 /// The WASI state of one store.
 #[derive(Default)]
 pub(super) struct Preview1 {
+    /// Not there while an instance is made.
+    run: Option<Run>,
     /// wasmtime-wasi's state, made when a function of it is first called.
-    library: Option<WasiP1Ctx>,
+    library: Option<Box<WasiP1Ctx>>,
+    /// The program's memory, once there is an instance.
+    pub(super) memory: Option<Memory>,
+    /// The standard descriptors are not what they were: only the library knows what they are now.
+    given_up: bool,
+    /// Making the instance called the host.
+    touched: bool,
+}
+
+/// One invocation.
+pub(super) struct Run {
+    pub(super) stdin: Stdin,
+    pub(super) call: Call,
 }
 
 impl Preview1 {
-    fn library(&mut self) -> &mut WasiP1Ctx {
-        // Only while an instance is made is there none: that code sees an empty context.
-        self.library.get_or_insert_with(|| WasiCtxBuilder::new().build_p1())
+    /// wasmtime-wasi's state.
+    pub(super) fn library(&mut self) -> &mut WasiP1Ctx {
+        self.touched |= self.run.is_none();
+        // Shared directories were opened by `enter`, so nothing can fail here; an empty context shows nothing.
+        let run = self.run.as_ref();
+        self.library.get_or_insert_with(|| {
+            run.and_then(|run| run.library().ok())
+                .unwrap_or_else(|| Box::new(WasiCtxBuilder::new().build_p1()))
+        })
+    }
+
+    /// The invocation, if `fd` is one of its standard descriptors `among`. `Some(None)` while an instance is made.
+    pub(super) fn serves(&mut self, fd: u32, among: Range<u32>) -> Option<Option<&Run>> {
+        self.touch();
+        (among.contains(&fd) && !self.given_up).then_some(self.run.as_ref())
+    }
+
+    /// `fd` is closed or replaced: if it is a standard descriptor, the library serves these from now on.
+    pub(super) fn give_up(&mut self, fd: u32) {
+        self.given_up |= fd < 3;
+    }
+
+    /// No directory can be open.
+    pub(super) fn has_no_directories(&mut self) -> bool {
+        self.touch();
+        self.library.is_none()
+    }
+
+    /// Code of the program called the host.
+    pub(super) fn touch(&mut self) {
+        self.touched |= self.run.is_none();
+    }
+
+    /// `argv` as C strings.
+    pub(super) fn args(&mut self) -> Vec<Vec<u8>> {
+        self.touch();
+        let args = self.run.iter().flat_map(|run| run.call.args());
+        args.map(|arg| [arg.as_bytes(), b"\0"].concat()).collect()
+    }
+
+    /// `environ` as C strings.
+    pub(super) fn env(&mut self) -> Vec<Vec<u8>> {
+        self.touch();
+        let env = self.run.iter().flat_map(|run| run.call.env());
+        env.map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes(), b"\0"].concat()).collect()
+    }
+
+    /// Since the invocation's start.
+    pub(super) fn elapsed(&mut self) -> Duration {
+        self.touch();
+        self.run.as_ref().map_or(Duration::ZERO, |run| run.call.started.elapsed())
+    }
+}
+
+impl Run {
+    fn library(&self) -> Result<Box<WasiP1Ctx>, Error> {
+        let mut wasi = self.call.context()?;
+        wasi.stdin(self.stdin.clone()).stdout(self.call.stdout.clone());
+        let mut library = wasi.build_p1();
+        library.ctx().table.set_max_capacity(RESOURCES);
+        Ok(Box::new(library))
     }
 }
 
 /// The functions that a command may import.
 pub(super) fn linker(engine: &Engine) -> wasmtime::Result<Linker<Tenant<Preview1>>> {
     let mut linker = Linker::new(engine);
-    p1::add_to_linker_async(&mut linker, |tenant: &mut Tenant<Preview1>| tenant.wasi.library())?;
-    linker.allow_shadowing(true);
-    // The library refuses codes above 125, which programs use.
-    linker.func_wrap(NAMESPACE, "proc_exit", |code: u32| -> wasmtime::Result<()> {
-        Err(I32Exit(code.cast_signed()).into())
-    })?;
+    hot::add_to_linker(&mut linker)?;
     Ok(linker)
 }
 
 /// A command module.
 pub(super) struct Command {
     pre: InstancePre<Tenant<Preview1>>,
+    start: ModuleExport,
+    memory: Option<ModuleExport>,
 }
 
 impl Command {
@@ -52,7 +127,9 @@ impl Command {
         check_imports(module)?;
         check_exports(module)?;
         let pre = linker.instantiate_pre(module).map_err(|error| format!("{error:#}"))?;
-        Ok(Self { pre })
+        // Looked up once: a name costs more at each start.
+        let start = module.get_export_index("_start").ok_or("it exports no `_start`")?;
+        Ok(Self { pre, start, memory: module.get_export_index("memory") })
     }
 }
 
@@ -114,19 +191,24 @@ impl Kind for Command {
 
     async fn instantiate(&self, store: &mut Store<Tenant<Preview1>>) -> wasmtime::Result<Self::Instance> {
         let instance = self.pre.instantiate_async(&mut *store).await?;
-        instance.get_typed_func(store, "_start")
+        if let Some(memory) = &self.memory {
+            let memory = instance.get_module_export(&mut *store, memory).and_then(Extern::into_memory);
+            store.data_mut().wasi.memory = memory;
+        }
+        let start = instance.get_module_export(&mut *store, &self.start).and_then(Extern::into_func);
+        start.ok_or_else(|| wasmtime::Error::msg("`_start` is not a function"))?.typed(store)
     }
 
     fn touched(wasi: &Preview1) -> bool {
-        wasi.library.is_some()
+        wasi.touched
     }
 
     fn enter(store: &mut Store<Tenant<Preview1>>, call: Call, input: Input) -> Result<(), Error> {
-        let mut wasi = call.context()?;
-        wasi.stdin(Stdin::new(input)).stdout(call.stdout.clone());
-        let mut library = wasi.build_p1();
-        library.ctx().table.set_max_capacity(RESOURCES);
-        store.data_mut().wasi.library = Some(library);
+        let shares = !call.function.manifest.shares.is_empty();
+        let run = Run { stdin: Stdin::new(input), call };
+        let library = if shares { Some(run.library()?) } else { None };
+        let wasi = &mut store.data_mut().wasi;
+        (wasi.run, wasi.library) = (Some(run), library);
         Ok(())
     }
 

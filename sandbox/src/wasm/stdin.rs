@@ -4,6 +4,7 @@
 //! until the program reads.
 
 use std::future::poll_fn;
+use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -57,6 +58,33 @@ impl Stdin {
 }
 
 impl Stdin {
+    /// Ready when a byte or the end can be read.
+    pub(super) fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.lock().poll_fill(cx)
+    }
+
+    /// Reads into `count` parts of a program's memory, without waiting; 0 is the end, `None` means wait. `part` says
+    /// where the next one lies: what was read before may have changed that.
+    pub(super) fn try_read<E>(
+        &self,
+        memory: &mut [u8],
+        count: u32,
+        mut part: impl FnMut(&[u8], u32) -> Result<Range<usize>, E>,
+    ) -> Result<Option<usize>, E> {
+        let mut source = self.0.lock();
+        if source.poll_fill(&mut Context::from_waker(Waker::noop())).is_pending() {
+            return Ok(None);
+        }
+        let mut read = 0;
+        for i in 0..count {
+            let part = part(memory, i)?;
+            let piece = source.take(part.len());
+            memory[part.start..part.start + piece.len()].copy_from_slice(&piece);
+            read += piece.len();
+        }
+        Ok(Some(read))
+    }
+
     /// The next bytes, `None` at the end.
     pub(super) fn poll_piece(&self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let mut source = self.0.lock();

@@ -39,6 +39,14 @@ impl Halt {
     }
 }
 
+/// What became of an offer.
+pub(super) enum Offer {
+    /// So many bytes were written.
+    Taken(usize),
+    /// There is no room now.
+    Wait,
+}
+
 /// Standard output.
 #[derive(Clone)]
 pub(super) struct Stdout(Arc<Mutex<Sink>>);
@@ -66,11 +74,35 @@ impl Stdout {
         Self(Arc::new(Mutex::new(Sink { to, started, first_byte: None, halt: None })))
     }
 
+    /// Waits until the next write goes through or fails.
+    pub(super) async fn room_or_end(&self) {
+        let sender = match &self.0.lock().to {
+            To::Stream { sender, .. } => sender.clone(),
+            To::Collect { .. } => return,
+        };
+        // Room or a closed channel; the write tells which.
+        let _ = sender.reserve().await;
+    }
+
+    /// Writes pieces of `total` bytes, or as much of them as goes at once, without waiting.
+    pub(super) fn offer<'a>(
+        &self,
+        total: usize,
+        pieces: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<Offer, Halt> {
+        let mut sink = self.0.lock();
+        let room = match sink.room() {
+            Ok(0) => return Ok(Offer::Wait),
+            Ok(room) => room,
+            Err(_) => return Err(sink.halt.unwrap_or(Halt::Cancelled)),
+        };
+        sink.offer(total, room, pieces).map(Offer::Taken)
+    }
+
     /// Writes a piece, waiting for room.
     pub(super) async fn send(&self, piece: Bytes) -> Result<(), Halt> {
-        let mut stream = self.clone();
         loop {
-            stream.ready().await;
+            self.room_or_end().await;
             let mut sink = self.0.lock();
             match sink.room() {
                 Ok(0) => continue,
@@ -102,9 +134,45 @@ impl Stdout {
 }
 
 impl Sink {
+    fn offer<'a>(
+        &mut self,
+        total: usize,
+        room: usize,
+        pieces: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<usize, Halt> {
+        if total == 0 {
+            return Ok(0);
+        }
+        if let To::Collect { first, rest, limit } = &mut self.to {
+            let held = first.len().max(rest.len());
+            let (limit_bytes, fits) = (*limit, total <= limit.saturating_sub(held));
+            if fits {
+                rest.reserve(if rest.is_empty() { held + total } else { total });
+                if rest.is_empty() {
+                    rest.extend_from_slice(first);
+                }
+                pieces.for_each(|piece| rest.extend_from_slice(piece));
+            }
+            self.first_byte.get_or_insert_with(|| self.started.elapsed());
+            return if fits { Ok(total) } else { Err(self.halt(Halt::OutputLimit { limit_bytes })) };
+        }
+        let mut whole = BytesMut::with_capacity(total.min(room));
+        for piece in pieces {
+            whole.extend_from_slice(&piece[..piece.len().min(room - whole.len())]);
+        }
+        let taken = whole.len();
+        match self.write(whole.freeze()) {
+            Ok(()) => Ok(taken),
+            Err(_) => Err(self.halt.unwrap_or(Halt::Cancelled)),
+        }
+    }
+
+    fn halt(&mut self, halt: Halt) -> Halt {
+        *self.halt.insert(halt)
+    }
+
     fn stop(&mut self, halt: Halt) -> StreamError {
-        self.halt = Some(halt);
-        halt.trap()
+        self.halt(halt).trap()
     }
 
     fn write(&mut self, piece: Bytes) -> StreamResult<()> {
@@ -151,7 +219,7 @@ fn collect(first: &mut Bytes, rest: &mut BytesMut, limit: usize, piece: Bytes) -
     if first.len().max(rest.len()) + piece.len() > limit {
         return Some(Halt::OutputLimit { limit_bytes: limit });
     }
-    if first.is_empty() {
+    if first.is_empty() && rest.is_empty() {
         *first = piece;
         return None;
     }
@@ -181,12 +249,7 @@ impl StdoutStream for Stdout {
 #[async_trait]
 impl Pollable for Stdout {
     async fn ready(&mut self) {
-        let sender = match &self.0.lock().to {
-            To::Stream { sender, .. } => sender.clone(),
-            To::Collect { .. } => return,
-        };
-        // Room or a closed channel; `room` tells which.
-        let _ = sender.reserve().await;
+        self.room_or_end().await;
     }
 }
 
@@ -207,6 +270,18 @@ impl OutputStream for Stdout {
 /// Standard error.
 #[derive(Clone)]
 pub(super) struct Stderr(pub(super) Arc<dyn LogSink>);
+
+impl Stderr {
+    /// Writes all of it; the sink bounds what it keeps.
+    pub(super) fn write_all<'a>(&self, pieces: impl Iterator<Item = &'a [u8]>) -> usize {
+        let mut written = 0;
+        for piece in pieces.flat_map(|piece| piece.chunks(PIECE)) {
+            self.0.write(piece);
+            written += piece.len();
+        }
+        written
+    }
+}
 
 impl IsTerminal for Stderr {
     fn is_terminal(&self) -> bool {

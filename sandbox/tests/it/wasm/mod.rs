@@ -5,6 +5,7 @@ mod authority;
 mod cache;
 mod components;
 mod contract;
+mod hot;
 mod limits;
 mod programs;
 
