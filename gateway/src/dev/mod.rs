@@ -68,6 +68,8 @@ pub async fn serve(config: DevConfig, shutdown: CancellationToken) -> Result<(),
         ended = follow_files(&config, &url, &mut watch) => ended,
         () = shutdown.cancelled() => Ok(()),
     };
+    // A gateway that is shut down ends its streams; that is no failure.
+    let ended = if shutdown.is_cancelled() { Ok(()) } else { ended };
     shutdown.cancel();
     gateway.await.map_err(|e| Error::Io { doing: "stop the gateway", source: e.into() })??;
     ended

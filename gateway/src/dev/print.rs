@@ -62,12 +62,14 @@ fn quote(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
-/// A request that the function's author wrote down: the first `test/*.in` beside the manifest.
+/// A request that the function's author wrote down: the first `test/*.in` beside the manifest. One with a `.code`
+/// beside it is a mistake that the function must refuse.
 #[must_use]
 pub fn example_request(manifest: &Path) -> Option<PathBuf> {
     let folder = manifest.parent()?.join("test");
     let files = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
-    files.filter(|path| path.extension().is_some_and(|extension| extension == "in")).min()
+    let is_request = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "in");
+    files.filter(|path| is_request(path) && !path.with_extension("code").exists()).min()
 }
 
 /// Nobody is there to read: nothing to be done about it.
@@ -146,6 +148,17 @@ mod tests {
         for (text, quoted) in [("a/b.in", "a/b.in"), ("a b", "'a b'"), ("it's", "'it'\\''s'"), ("", "''")] {
             assert_eq!(quote(text), quoted);
         }
+    }
+
+    #[test]
+    fn the_example_is_the_first_request_that_is_no_mistake() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("test")).unwrap();
+        for name in ["a.in", "a.code", "b.in", "b.out", "c.in"] {
+            std::fs::write(dir.path().join("test").join(name), "").unwrap();
+        }
+        let found = example_request(&dir.path().join("novum.toml")).unwrap();
+        assert!(found.ends_with("test/b.in"), "{found:?}");
     }
 
     #[test]
