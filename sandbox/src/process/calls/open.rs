@@ -26,6 +26,7 @@ fn open_at(
     limits: Limits,
 ) -> Result<Outcome, Errno> {
     let path = process.path(path)?;
+    process.files.set_threads(process.threads.iter().map(|thread| thread.id).collect());
     let opened = process.files.open(dirfd, &path, flags, mode, limits);
     if let Ok(fd) = opened
         && process.files.unmade(fd).is_some()

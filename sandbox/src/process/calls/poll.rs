@@ -8,6 +8,7 @@ use super::guest::{fd, wait};
 use super::{Args, Entry, Outcome};
 use crate::process::Process;
 use crate::process::files::Need;
+use crate::process::signal::SigSet;
 use crate::process::wait::Wait;
 
 pub(super) const CALLS: &[Entry] = &[
@@ -19,7 +20,7 @@ pub(super) const CALLS: &[Entry] = &[
     (libc::SYS_epoll_create1, epoll_create1),
     (libc::SYS_epoll_ctl, epoll_ctl),
     (libc::SYS_epoll_wait, epoll_wait),
-    (libc::SYS_epoll_pwait, epoll_wait),
+    (libc::SYS_epoll_pwait, epoll_pwait),
     (libc::SYS_epoll_pwait2, epoll_pwait2),
 ];
 
@@ -62,8 +63,22 @@ fn poll(process: &mut Process, [fds, count, timeout, ..]: Args) -> Result<Outcom
     poll_within(process, fds, count, millis(timeout as i32))
 }
 
-fn ppoll(process: &mut Process, [fds, count, timeout, ..]: Args) -> Result<Outcome, Errno> {
+/// Blocks the signals of the set at `address`, if there is one, until the call has ended.
+fn mask(process: &mut Process, address: u64, bytes: u64) -> Result<(), Errno> {
+    if address == 0 || process.resumed().is_some() {
+        return Ok(());
+    }
+    if bytes != 8 {
+        return Err(Errno::INVAL);
+    }
+    let set = SigSet(process.memory.get(address)?);
+    process.swap_mask(set);
+    Ok(())
+}
+
+fn ppoll(process: &mut Process, [fds, count, timeout, set, bytes, _]: Args) -> Result<Outcome, Errno> {
     let limit = time_limit(process, timeout, 1)?;
+    mask(process, set, bytes)?;
     poll_within(process, fds, count, limit)
 }
 
@@ -128,8 +143,13 @@ fn select(process: &mut Process, [n, read, write, except, timeout, _]: Args) -> 
     Ok(outcome)
 }
 
-fn pselect6(process: &mut Process, [n, read, write, except, timeout, _]: Args) -> Result<Outcome, Errno> {
+fn pselect6(process: &mut Process, [n, read, write, except, timeout, set]: Args) -> Result<Outcome, Errno> {
     let limit = time_limit(process, timeout, 1)?;
+    // The sixth argument points to the set's address and size.
+    if set != 0 {
+        let [address, bytes]: [u64; 2] = process.memory.get(set)?;
+        mask(process, address, bytes)?;
+    }
     select_within(process, n, [read, write, except], limit)
 }
 
@@ -212,8 +232,20 @@ fn epoll_wait(process: &mut Process, [epoll, events, max, timeout, ..]: Args) ->
     epoll_within(process, epoll, events, max, millis(timeout as i32))
 }
 
-fn epoll_pwait2(process: &mut Process, [epoll, events, max, timeout, ..]: Args) -> Result<Outcome, Errno> {
+fn epoll_pwait(
+    process: &mut Process,
+    [epoll, events, max, timeout, set, bytes]: Args,
+) -> Result<Outcome, Errno> {
+    mask(process, set, bytes)?;
+    epoll_within(process, epoll, events, max, millis(timeout as i32))
+}
+
+fn epoll_pwait2(
+    process: &mut Process,
+    [epoll, events, max, timeout, set, bytes]: Args,
+) -> Result<Outcome, Errno> {
     let limit = time_limit(process, timeout, 1)?;
+    mask(process, set, bytes)?;
     epoll_within(process, epoll, events, max, limit)
 }
 

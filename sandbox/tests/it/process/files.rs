@@ -84,3 +84,30 @@ async fn python_works_on_files_as_it_does_natively() {
         assert_eq!(reply.exit, ExitStatus::Code(0), "{}", log.text());
     }
 }
+
+#[tokio::test]
+async fn random_file_calls_do_no_harm() {
+    if !has_kvm("random_file_calls_do_no_harm") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let program = compile(dir.path(), include_str!("random_files.c"), &["-static"]);
+    for seed in ["1", "2", "3"] {
+        let host = tempfile::tempdir().unwrap();
+        let (share, outside) = (host.path().join("share"), host.path().join("outside"));
+        for dir in [&share, &share.join("d"), &outside] {
+            std::fs::create_dir(dir).unwrap();
+        }
+        std::fs::write(share.join("f"), "inside").unwrap();
+        std::fs::write(outside.join("secret"), "SECRET").unwrap();
+        std::os::unix::fs::symlink("../outside/secret", share.join("out")).unwrap();
+        let mut run = Run::new().args(&[seed, "10000"]);
+        run.manifest.shares.push(Share { source: share, target: "/mnt/share".into(), read_only: false });
+        let log = run.log.clone();
+        let reply = run.run(&program).await.unwrap();
+        assert_eq!(reply.exit, ExitStatus::Code(42), "seed {seed}: {}", log.text());
+        assert_eq!(std::fs::read(outside.join("secret")).unwrap(), b"SECRET");
+        assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1);
+        assert_eq!(std::fs::read_dir(host.path()).unwrap().count(), 2);
+    }
+}
