@@ -6,10 +6,12 @@
 
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 use super::locks::Locks;
 use super::table::Table;
 use super::{Files, NoConsole, Object, Pair, Pipe, Place};
-use crate::share::{Lock, LockKind};
+use crate::share::{Lock, LockKind, OpenState};
 
 /// What a reset goes back to, beside the tree.
 #[derive(Clone, Debug)]
@@ -36,6 +38,48 @@ impl Files {
             exe: self.exe.clone(),
             threads: self.threads.clone(),
         });
+    }
+
+    /// Further files in the state of the checkpoint, for another sandbox; the two share what neither changes. Open
+    /// files of shares are opened again, so that each sandbox has its own locks.
+    ///
+    /// # Errors
+    /// `EINVAL` without a checkpoint, `ESTALE` where an open file of a share is gone or another one by now.
+    pub fn fork(&self) -> Result<Self, Errno> {
+        let saved = self.saved.clone().ok_or(Errno::INVAL)?;
+        let mut files = Self {
+            tree: self.tree.clone(),
+            mounts: self.mounts.clone(),
+            planted: self.planted,
+            table: self.table.clone(),
+            pipes: Vec::new(),
+            pairs: Vec::new(),
+            locks: Locks::default(),
+            cwd: self.cwd.clone(),
+            umask: self.umask,
+            exe: self.exe.clone(),
+            console: Box::new(NoConsole),
+            console_dry: [0; 3],
+            threads: Vec::new(),
+            changed: true,
+            saved: Some(Saved { table: self.reopened(&saved.table)?, ..saved }),
+        };
+        files.reset();
+        Ok(files)
+    }
+
+    /// The descriptors with their own open files of the host.
+    fn reopened(&self, table: &Table) -> Result<Table, Errno> {
+        let mut table = table.clone();
+        for file in table.files_mut() {
+            let (Object::Shared(open), Some(Place::Shared(n, path))) = (&file.object, &file.place) else {
+                continue;
+            };
+            let state =
+                OpenState { path: path.to_vec(), flags: file.flags, position: file.position, id: open.id() };
+            file.object = Object::Shared(Arc::new(self.mounts[*n].share.reopen(&state)?));
+        }
+        Ok(table)
     }
 
     /// Back to the checkpoint, with a console without input. Without a checkpoint nothing happens.

@@ -393,9 +393,10 @@ impl Files {
 }
 
 fn zeroes(sink: &mut dyn Sink) -> Result<usize, Errno> {
+    static PIECE: [u8; 64 << 10] = [0; 64 << 10];
     let mut done = 0;
     while sink.room() > 0 {
-        match put_all(sink, &[0; 4096]) {
+        match put_all(sink, &PIECE) {
             Ok(n) => done += n,
             Err(_) if done > 0 => break,
             Err(e) => return Err(e),

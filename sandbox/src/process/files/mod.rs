@@ -131,9 +131,9 @@ pub enum FilesError {
 }
 
 /// A shared directory in its place.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Mount {
-    share: Share,
+    share: Arc<Share>,
     point: Place,
 }
 
@@ -280,7 +280,7 @@ impl Files {
             Place::Shared(_, path) if !path.is_empty() => {}
             _ => return Err(failed(Errno::BUSY)),
         }
-        self.mounts.push(Mount { share: opened, point });
+        self.mounts.push(Mount { share: Arc::new(opened), point });
         Ok(())
     }
 

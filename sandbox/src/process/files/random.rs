@@ -18,12 +18,15 @@ pub(crate) fn fill(bytes: &mut [u8]) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Fills all of `sink`; returns how many bytes that were.
+/// Most random bytes that one read gives, as in Linux before 5.18 (`drivers/char/random.c`).
+const MOST: usize = (32 << 20) - 1;
+
+/// Fills `sink`, up to a limit; returns how many bytes that were.
 pub(crate) fn fill_all(sink: &mut dyn Sink) -> Result<usize, Errno> {
     let mut piece = [0; 4096];
     let mut done = 0;
-    while sink.room() > 0 {
-        let n = sink.room().min(piece.len());
+    while sink.room() > 0 && done < MOST {
+        let n = sink.room().min(piece.len()).min(MOST - done);
         fill(&mut piece[..n])?;
         match sink.put(&piece[..n]) {
             Ok(n) => done += n,

@@ -129,6 +129,24 @@ fn host_files_keep_their_position_and_lose_their_locks() {
     assert_eq!(other.flock(rival, Some(true), true), Ok(()));
 }
 
+#[test]
+fn forks_have_their_own_locks_and_positions_in_a_share() {
+    let dir = tempfile::tempdir().unwrap();
+    host::write(dir.path().join("file"), "0123456789").unwrap();
+    let mut image = files_with(None, &[(dir.path(), "/mnt", false)]);
+    assert_eq!(image.fork().err(), Some(Errno::INVAL));
+    let fd = image.test_open("/mnt/file", libc::O_RDWR).unwrap();
+    image.test_read(fd, 4).unwrap();
+    image.checkpoint();
+    let (mut one, mut two) = (image.fork().unwrap(), image.fork().unwrap());
+    assert_eq!(one.flock(fd, Some(true), true), Ok(()));
+    assert_eq!(two.flock(fd, Some(true), true), Err(Errno::AGAIN.into()));
+    assert_eq!(one.test_read(fd, 2).unwrap(), b"45");
+    assert_eq!(two.test_read(fd, 3).unwrap(), b"456");
+    host::remove_file(dir.path().join("file")).unwrap();
+    assert_eq!(image.fork().err(), Some(Errno::STALE));
+}
+
 #[derive(Clone, Debug)]
 enum Change {
     Put(String, usize),
@@ -192,6 +210,30 @@ fn make(files: &mut Files, change: &Change) {
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(100) })]
+
+    #[test]
+    fn forks_do_not_see_each_other(
+        before in prop::collection::vec(change(), 0..20),
+        mine in prop::collection::vec(change(), 1..25),
+        theirs in prop::collection::vec(change(), 1..25),
+    ) {
+        let (_dir, mut image) = rooted();
+        image.put_file("/tmp/big", &vec![4; 150_000]).unwrap();
+        before.iter().for_each(|change| make(&mut image, change));
+        let expected = all(&mut image);
+        image.checkpoint();
+        let (mut one, mut two) = (image.fork().unwrap(), image.fork().unwrap());
+        prop_assert_eq!(all(&mut one), expected.clone());
+        mine.iter().for_each(|change| make(&mut one, change));
+        prop_assert_eq!(all(&mut two), expected.clone());
+        let after = all(&mut one);
+        theirs.iter().for_each(|change| make(&mut two, change));
+        prop_assert_eq!(all(&mut one), after);
+        prop_assert_eq!(all(&mut image), expected.clone());
+        two.reset();
+        prop_assert_eq!(all(&mut two), expected.clone());
+        prop_assert_eq!(all(&mut image.fork().unwrap()), expected);
+    }
 
     #[test]
     fn a_reset_undoes_any_changes(

@@ -40,29 +40,30 @@ const CLEAN_NODES: usize = 32 << 10;
 const FIRST_INO: u64 = 1 << 48;
 
 /// A node and what belongs to the running sandbox rather than to the file.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Cell {
-    node: Node,
+    /// Shared with the undo log and with forks until it is changed.
+    node: Arc<Node>,
     /// Open files and working directories that refer to it.
     refs: u32,
     /// The host's file, while it is open.
     host: Option<Arc<OwnedFd>>,
 }
 
-/// See the module.
-#[derive(Debug)]
+/// See the module. A clone is as cheap as its number of nodes; it must be taken from a tree at its checkpoint.
+#[derive(Clone, Debug)]
 pub(crate) struct Tree {
     cells: Vec<Option<Cell>>,
     free: Vec<NodeId>,
     live: usize,
-    lower: Option<Share>,
+    lower: Option<Arc<Share>>,
     limit_bytes: u64,
     used_bytes: u64,
     next_ino: u64,
     /// Counts checkpoints: memfds of earlier epochs are copied before they are written.
     epoch: u32,
     /// Nodes as they were at the checkpoint, where they have changed since; `None` for those made since.
-    undo: Option<BTreeMap<NodeId, Option<Node>>>,
+    undo: Option<BTreeMap<NodeId, Option<Arc<Node>>>>,
     /// `used_bytes` at the checkpoint.
     undo_bytes: u64,
 }
@@ -91,10 +92,10 @@ impl Tree {
             None => Node { ino: FIRST_INO - 1, ..Node::new(libc::S_IFDIR | 0o755, Body::Dir(dir)) },
         };
         Ok(Self {
-            cells: vec![Some(Cell { node: root, refs: 1, host: None })],
+            cells: vec![Some(Cell { node: Arc::new(root), refs: 1, host: None })],
             free: Vec::new(),
             live: 1,
-            lower,
+            lower: lower.map(Arc::new),
             limit_bytes,
             used_bytes: 0,
             next_ino: FIRST_INO,
@@ -123,7 +124,7 @@ impl Tree {
             let node = &self.cells[id.0 as usize].as_ref().expect("live").node;
             undo.entry(id).or_insert_with(|| Some(node.clone()));
         }
-        &mut self.cell_mut(id).node
+        Arc::make_mut(&mut self.cell_mut(id).node)
     }
 
     fn edit_dir(&mut self, id: NodeId) -> &mut Dir {
@@ -143,7 +144,7 @@ impl Tree {
             self.next_ino += 1;
         }
         let clean = node.clean;
-        let cell = Some(Cell { node, refs: 0, host: None });
+        let cell = Some(Cell { node: Arc::new(node), refs: 0, host: None });
         let id = match self.free.pop() {
             Some(id) => {
                 self.cells[id.0 as usize] = cell;
@@ -211,11 +212,12 @@ impl Tree {
         let name: Arc<[u8]> = name.into();
         let slot = Slot::Node { id, hides: true };
         if let Some(undo) = &mut self.undo
-            && let Some(Some(Node { body: Body::Dir(saved), .. })) = undo.get_mut(&dir)
+            && let Some(Some(saved)) = undo.get_mut(&dir)
+            && let Body::Dir(saved) = &mut Arc::make_mut(saved).body
         {
             saved.children.insert(name.clone(), slot);
         }
-        if let Body::Dir(dir) = &mut self.cell_mut(dir).node.body {
+        if let Body::Dir(dir) = &mut Arc::make_mut(&mut self.cell_mut(dir).node).body {
             dir.children.insert(name, slot);
         }
     }
@@ -316,11 +318,6 @@ impl Tree {
         self.live
     }
 
-    /// The host's root, if there is one.
-    pub(crate) fn lower(&self) -> Option<&Share> {
-        self.lower.as_ref()
-    }
-
     /// Forgets nodes that are as on the host when there are many. Call where no `NodeId` is held but pinned ones.
     pub(crate) fn trim(&mut self) {
         if self.live > CLEAN_NODES {
@@ -347,11 +344,12 @@ impl Tree {
                 continue;
             }
             if let Some(undo) = &mut self.undo
-                && let Some(Some(Node { body: Body::Dir(old), .. })) = undo.get_mut(&dir)
+                && let Some(Some(old)) = undo.get_mut(&dir)
+                && let Body::Dir(old) = &mut Arc::make_mut(old).body
             {
                 old.children.remove(&name);
             }
-            if let Body::Dir(now) = &mut self.cell_mut(dir).node.body {
+            if let Body::Dir(now) = &mut Arc::make_mut(&mut self.cell_mut(dir).node).body {
                 now.children.remove(&name);
             }
             self.discard(id);

@@ -5,6 +5,7 @@
 //! earlier epoch is copied before its first write.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::{NodeId, Tree};
 
@@ -31,7 +32,7 @@ impl Tree {
         self.checkpoint();
     }
 
-    fn restore(&mut self, id: NodeId, node: super::Node) {
+    fn restore(&mut self, id: NodeId, node: Arc<super::Node>) {
         match &mut self.cells[id.0 as usize] {
             Some(cell) => {
                 cell.node = node;
