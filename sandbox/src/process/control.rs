@@ -50,11 +50,6 @@ impl Control {
         self.cancelled.load(Ordering::SeqCst)
     }
 
-    /// A new run begins.
-    pub(crate) fn rearm(&self) {
-        self.cancelled.store(false, Ordering::SeqCst);
-    }
-
     /// Wakes the thread where it waits on [`Self::event`].
     pub(crate) fn notify(&self) {
         if !self.signalled.swap(true, Ordering::SeqCst) {

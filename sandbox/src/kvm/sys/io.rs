@@ -22,13 +22,6 @@ impl Region {
     }
 }
 
-impl HostRange<'_> {
-    /// Bytes in it.
-    pub(crate) fn len(&self) -> usize {
-        self.raw.iov_len
-    }
-}
-
 /// The kernel's limit of pieces in one call; what is longer is cut, as a short read.
 const PIECES: usize = 1024;
 

@@ -210,7 +210,7 @@ fn mincore(process: &mut Process, [address, len, into, ..]: Args) -> Result<Outc
     while at < end {
         let piece_end = end.min(at + 4096 * PAGE);
         let pages = process.memory.resident_pages(at, piece_end);
-        process.memory.write(into + (at - address) / PAGE, &pages)?;
+        process.memory.write(into.wrapping_add((at - address) / PAGE), &pages)?;
         at = piece_end;
     }
     Ok(Outcome::ZERO)

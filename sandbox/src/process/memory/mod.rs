@@ -13,6 +13,8 @@ mod change;
 mod extents;
 mod place;
 pub(crate) mod tables;
+#[cfg(test)]
+mod tests;
 pub(crate) mod user;
 pub(crate) mod vma;
 
@@ -143,19 +145,9 @@ impl AddressSpace {
         &self.vmas
     }
 
-    /// The tables, for the system area's own entries.
-    pub(crate) fn tables_mut(&mut self) -> (&mut Tables, &Region) {
-        (&mut self.tables, &self.region)
-    }
-
     /// Where the parts lie.
     pub(crate) fn placement(&self) -> Placement {
         self.placement
-    }
-
-    /// The heap.
-    pub(crate) fn heap(&self) -> Heap {
-        self.heap
     }
 
     /// The memory limit.

@@ -26,6 +26,7 @@ impl Prot {
     /// Data.
     pub(crate) const READ_WRITE: Self = Self { read: true, write: true, exec: false };
     /// Constants.
+    #[cfg(test)]
     pub(crate) const READ: Self = Self { read: true, write: false, exec: false };
 
     /// From `PROT_*` bits; `None` where a bit is unknown.

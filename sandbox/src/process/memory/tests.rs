@@ -1,0 +1,111 @@
+//! The address space under a program that asks for anything.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::kvm::sys::Advice;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Map(At, u64, u8),
+    Unmap(u64, u64),
+    Protect(u64, u64, u8),
+    Remap(u64, u64, u64, Option<u64>),
+    Advise(u64, u64),
+    Break(u64),
+    Touch(u64),
+}
+
+/// Addresses that meet each other, and some that nobody could mean.
+fn address() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        8 => (0u64..64).prop_map(|page| 0x7000_0000 + page * PAGE),
+        2 => (0u64..8).prop_map(|granule| 0x7000_0000 + granule * GRANULE - 2 * PAGE),
+        1 => any::<u64>(),
+        1 => Just(u64::MAX - 4095),
+    ]
+}
+
+fn len() -> impl Strategy<Value = u64> {
+    prop_oneof![8 => (0u64..20).prop_map(|n| n * PAGE), 2 => 0u64..(40 << 20), 1 => any::<u64>()]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let at = prop_oneof![
+        address().prop_map(At::Fixed),
+        address().prop_map(At::FixedFree),
+        address().prop_map(At::Hint),
+        Just(At::Low),
+    ];
+    prop_oneof![
+        4 => (at, len(), 0u8..8).prop_map(|(at, len, prot)| Step::Map(at, len, prot)),
+        2 => (address(), len()).prop_map(|(at, len)| Step::Unmap(at, len)),
+        2 => (address(), len(), 0u8..8).prop_map(|(at, len, prot)| Step::Protect(at, len, prot)),
+        1 => (address(), len(), len(), proptest::option::of(address()))
+            .prop_map(|(at, old, new, to)| Step::Remap(at, old, new, to)),
+        1 => (address(), len()).prop_map(|(at, len)| Step::Advise(at, len)),
+        1 => address().prop_map(Step::Break),
+        2 => address().prop_map(Step::Touch),
+    ]
+}
+
+fn apply(memory: &mut AddressSpace, step: Step) {
+    let prot = |bits: u8| Prot::from_bits(u64::from(bits)).unwrap();
+    // Refusals are fine; what must hold is checked afterwards.
+    match step {
+        Step::Map(at, len, bits) => drop(memory.map(Request::anonymous(at, len, prot(bits)))),
+        Step::Unmap(at, len) => drop(memory.unmap(at, len)),
+        Step::Protect(at, len, bits) => drop(memory.protect(at, len, prot(bits))),
+        Step::Remap(at, old, new, to) => drop(memory.remap(at, old, new, to.map_or(Move::May, Move::To))),
+        Step::Advise(at, len) => {
+            let start = at & !(PAGE - 1);
+            let _ = memory.advise(start, start.saturating_add(len) & !(PAGE - 1), Advice::DontNeed);
+        }
+        Step::Break(end) => {
+            memory.set_break(end);
+        }
+        Step::Touch(at) => {
+            let _ = memory.touch(at, Access::Write);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever was asked for: rights are those of the mappings, for the host's copies and for the tables.
+    #[test]
+    fn rights_hold_after_any_steps(steps in proptest::collection::vec(step(), 1..40)) {
+        let mut memory = AddressSpace::new(64 << 20, Placement::random([3; 16])).unwrap();
+        memory.start_heap(0x7100_0000);
+        for step in steps {
+            apply(&mut memory, step);
+        }
+        memory.commit().unwrap();
+        let ends: Vec<(u64, Prot)> = memory.vmas().iter().map(|(at, vma)| (at, vma.prot)).collect();
+        for (at, prot) in ends {
+            prop_assert_eq!(memory.write(at, b"x").is_ok(), prot.write);
+            prop_assert_eq!(memory.read(at, &mut [0]).is_ok(), prot.accessible());
+            let found = memory.tables.find(&memory.region, at);
+            if prot.accessible() {
+                prop_assert_eq!(found.map(|(gpa, _)| gpa), memory.gpa_page(at));
+            }
+            if prot.exec {
+                prop_assert!(found.is_some_and(|(_, exec)| exec));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_page_of_data_where_code_was_cannot_be_executed() {
+    let mut memory = AddressSpace::new(64 << 20, Placement::random([3; 16])).unwrap();
+    let code = Prot { read: true, write: true, exec: true };
+    let at = memory.map(Request::anonymous(At::Hint(0), PAGE, code)).unwrap();
+    memory.commit().unwrap();
+    memory.unmap(at, PAGE).unwrap();
+    memory.map(Request::anonymous(At::Fixed(at), PAGE, Prot::READ_WRITE)).unwrap();
+    memory.commit().unwrap();
+    assert_eq!(memory.tables.find(&memory.region, at).map(|(_, exec)| exec), Some(false));
+    assert!(memory.take_stale(), "the VM is told");
+}

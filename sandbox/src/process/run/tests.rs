@@ -1,0 +1,114 @@
+//! Programs of a few instructions, in a VM.
+
+use super::*;
+use crate::process::files::{Files, FilesConfig};
+use crate::process::load::{Start, stack};
+use crate::process::memory::{AddressSpace, At, Placement, Prot, Request};
+use crate::process::time::Time;
+use iced_x86::code_asm::*;
+
+const CODE: u64 = 0x40_0000;
+
+/// A program made of `code`, with a stack.
+fn machine(code: impl FnOnce(&mut CodeAssembler)) -> Option<Machine> {
+    if let Err(reason) = crate::kvm::vm::probe() {
+        assert!(std::env::var_os("NOVUM_REQUIRE_KVM").is_none(), "{reason}");
+        println!("SKIPPED: process::run: /dev/kvm does not open");
+        return None;
+    }
+    let mut assembler = CodeAssembler::new(64).unwrap();
+    code(&mut assembler);
+    let bytes = assembler.assemble(CODE).unwrap();
+    let mut memory = AddressSpace::new(64 << 20, Placement::random([7; 16])).unwrap();
+    memory.map(Request::anonymous(At::Fixed(CODE), 4096, Prot::READ_WRITE)).unwrap();
+    memory.write(CODE, &bytes).unwrap();
+    memory.protect(CODE, 4096, Prot { read: true, write: false, exec: true }).unwrap();
+    let stack = memory.map(Request::anonymous(At::Hint(0), 65536, Prot::READ_WRITE)).unwrap();
+    let contents = stack::Contents { args: &[], env: &[], path: b"", random: [0; 16], aux: &[] };
+    let stack = stack::build(stack + 65536, &contents, 4096).unwrap();
+    memory.write(stack.pointer, &stack.bytes).unwrap();
+    let files = Files::new(&FilesConfig::new()).unwrap();
+    let process = Process::new(memory, files, Time::default(), Start { entry: CODE, stack });
+    Some(Machine::new(process, Control::new().unwrap()).unwrap())
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(5)
+}
+
+#[test]
+fn a_program_ends_with_its_code() {
+    let Some(mut machine) = machine(|a| {
+        a.mov(eax, 39).unwrap();
+        a.syscall().unwrap();
+        a.lea(edi, ptr(rax + 6)).unwrap();
+        a.mov(eax, 231).unwrap();
+        a.syscall().unwrap();
+    }) else {
+        return;
+    };
+    let ended = machine.run(soon()).unwrap();
+    assert!(matches!(ended, Ended::Code(7)), "{ended:?}");
+}
+
+#[test]
+fn wild_accesses_are_reported_with_their_address() {
+    let cases: [(u64, &str); 3] =
+        [(0x10, "0x10 is not mapped"), (CODE, "may not be used so"), (0x7000_0000_0000, "is not mapped")];
+    for (address, text) in cases {
+        let Some(mut machine) = machine(|a| {
+            a.mov(rax, address).unwrap();
+            a.mov(qword_ptr(rax + 8), rcx).unwrap();
+        }) else {
+            return;
+        };
+        let Ended::Fault(report) = machine.run(soon()).unwrap() else { panic!("no fault at {address:#x}") };
+        assert_eq!(report.kind, "SIGSEGV");
+        assert!(report.message.contains(text) || address == 0x10, "{}", report.message);
+    }
+}
+
+#[test]
+fn a_loop_is_stopped_at_its_deadline_and_on_demand() {
+    let Some(mut machine) = machine(|a| {
+        let mut top = a.create_label();
+        a.set_label(&mut top).unwrap();
+        a.jmp(top).unwrap();
+    }) else {
+        return;
+    };
+    let ended = machine.run(Instant::now() + Duration::from_millis(20)).unwrap();
+    assert!(matches!(ended, Ended::Deadline), "{ended:?}");
+    machine.control.clone().cancel();
+    assert!(matches!(machine.run(soon()).unwrap(), Ended::Cancelled));
+}
+
+#[test]
+fn exceptions_become_the_signals_that_linux_raises() {
+    type Case = (fn(&mut CodeAssembler), &'static str);
+    let cases: [Case; 5] = [
+        (|a| a.ud2().unwrap(), "SIGILL"),
+        (|a| a.int3().unwrap(), "SIGTRAP"),
+        (
+            |a| {
+                a.xor(ecx, ecx).unwrap();
+                a.div(ecx).unwrap();
+            },
+            "SIGFPE",
+        ),
+        (|a| a.hlt().unwrap(), "SIGSEGV"),
+        (
+            |a| {
+                a.mov(rax, 0x8000_0000_0000_0000u64).unwrap();
+                a.mov(rax, qword_ptr(rax)).unwrap();
+            },
+            "SIGSEGV",
+        ),
+    ];
+    for (code, kind) in cases {
+        let Some(mut machine) = machine(code) else { return };
+        let ended = machine.run(soon()).unwrap();
+        let Ended::Fault(report) = ended else { panic!("{kind}: {ended:?}") };
+        assert_eq!(report.kind, kind, "{}", report.message);
+    }
+}
