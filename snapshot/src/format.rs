@@ -49,6 +49,8 @@ pub const HEADER_LEN: usize = 104;
 pub(crate) const CHUNK_PAGES: u64 = 64;
 /// Sections and index together may not be longer; they are read into memory when a snapshot is opened.
 pub(crate) const MAX_META: u64 = 256 << 20;
+/// The index alone may not be longer: decoded it takes several times its length.
+pub(crate) const MAX_INDEX: u64 = 16 << 20;
 /// Guest addresses and offsets stay below, so that sums of two cannot overflow.
 pub(crate) const MAX_OFFSET: u64 = 1 << 62;
 
@@ -168,6 +170,9 @@ impl Header {
         if self.file_len - self.sections_offset() > MAX_META {
             return Err(FormatError::Malformed("sections and index are longer than 256 MiB"));
         }
+        if self.file_len - self.index_offset > MAX_INDEX {
+            return Err(FormatError::Malformed("the index is longer than 16 MiB"));
+        }
         Ok(())
     }
 
@@ -253,6 +258,15 @@ mod tests {
         assert!(matches!(with(28, 1), FormatError::Malformed(_)));
         assert!(matches!(with(36, 1), FormatError::Malformed(_)));
         assert!(matches!(Header::decode(&header().encode(), len + 1), Err(FormatError::Trailing { .. })));
+    }
+
+    #[test]
+    fn what_would_take_too_much_memory_is_refused() {
+        let end = header().index_offset;
+        for (index_offset, file_len) in [(end, end + MAX_INDEX + 1), (end + MAX_META, end + MAX_META + 1)] {
+            let header = Header { index_offset, file_len, ..header() };
+            assert!(matches!(Header::decode(&header.encode(), file_len), Err(FormatError::Malformed(_))));
+        }
     }
 
     #[test]

@@ -38,6 +38,7 @@ pub mod digest;
 pub mod flatten;
 pub mod format;
 mod host;
+mod image;
 mod index;
 pub mod inspect;
 

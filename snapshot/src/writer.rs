@@ -2,25 +2,19 @@
 //!
 //! A [`Writer`] collects sections and streams pages into a draft inside the store; [`Writer::publish`] makes
 //! it a snapshot. Dropped before that, it leaves nothing.
-//!
-//! Pages are read twice: once to see which are zero (or, in a diff without a list of changed pages, equal to
-//! the parent's), once to hash and write them in the order of the layout. Only pages worth storing are read
-//! the second time. They go straight from the caller's memory into the page cache, in writes of up to 256 KiB.
-//! copy_file_range and vmsplice would save nothing: the bytes must pass through the processor for their tags anyway.
 
 use std::collections::BTreeMap;
 use std::io;
 
 use crate::Digest;
-use crate::data::DataWriter;
-use crate::format::{FORMAT_VERSION, FormatError, HEADER_LEN, Header, MAX_META};
+use crate::format::{FormatError, Header, MIN_PAGE};
 use crate::host::Host;
-use crate::index::{Body, Index, MAX_DEPTH, Place, RegionRecord, Run, SectionRecord};
+use crate::image::{Image, ImageWriter};
+use crate::index::{Body, Index, MAX_DEPTH, RegionRecord, SectionRecord};
 use crate::layout::Layout;
-use crate::pages::PageSet;
 use crate::publish::Draft;
 use crate::refs::RefName;
-use crate::region::{Contents, Region};
+use crate::region::Region;
 use crate::seal::{Domain, Salt, Sealer};
 use crate::snapshot::{ReadError, Snapshot};
 use crate::state::State;
@@ -70,7 +64,7 @@ pub enum WriteError {
         new: u32,
     },
     /// What came out cannot be read back.
-    #[error("the snapshot is too large for its format")]
+    #[error("the format does not allow such a snapshot")]
     Format(#[source] FormatError),
     /// The index cannot be encoded.
     #[error("the index cannot be encoded")]
@@ -101,24 +95,18 @@ pub struct Writer {
     salt: Salt,
     parent: Option<Snapshot>,
     sections: BTreeMap<(String, String), Pending>,
-    memory: Option<Memory>,
-}
-
-/// What the data area holds.
-#[derive(Debug, Default)]
-struct Memory {
-    regions: Vec<RegionRecord>,
-    pages: u64,
-    first_pages: u64,
-    tags: Vec<u8>,
+    image: Option<Image>,
 }
 
 impl Writer {
     /// Starts a base: a snapshot that stands alone. `host` is what it demands of machines that restore it.
     ///
     /// # Errors
-    /// Those of creating a file in the store and of getrandom(2).
+    /// Those of creating a file in the store and of getrandom(2); [`FormatError::PageSize`].
     pub fn base(store: &Store, host: Host) -> Result<Self, WriteError> {
+        if !host.page_size.is_power_of_two() || host.page_size < MIN_PAGE {
+            return Err(WriteError::Format(FormatError::PageSize(host.page_size)));
+        }
         let salt = Salt::random().map_err(WriteError::Write)?;
         Ok(Self {
             store: store.clone(),
@@ -127,7 +115,7 @@ impl Writer {
             salt,
             parent: None,
             sections: BTreeMap::new(),
-            memory: None,
+            image: None,
         })
     }
 
@@ -135,8 +123,12 @@ impl Writer {
     /// removed until the diff is published or dropped.
     ///
     /// # Errors
-    /// As [`Writer::base`]; [`WriteError::TooDeep`] and [`WriteError::PageSize`].
+    /// As [`Writer::base`]; [`WriteError::TooDeep`], [`WriteError::PageSize`], and [`StoreError::Missing`] if
+    /// the parent is in another store.
     pub fn diff(store: &Store, host: Host, parent: &Snapshot) -> Result<Self, WriteError> {
+        if !store.contains(&parent.digest()) {
+            return Err(StoreError::Missing(parent.digest()).into());
+        }
         if parent.depth() + 1 >= MAX_DEPTH {
             return Err(WriteError::TooDeep);
         }
@@ -203,60 +195,18 @@ impl Writer {
     /// # Errors
     /// [`WriteError`]
     pub fn memory(&mut self, regions: &[Region<'_>], layout: &Layout) -> Result<u64, WriteError> {
-        if self.memory.is_some() {
+        if self.image.is_some() {
             return Err(WriteError::MemoryTwice);
         }
-        let mut regions: Vec<&Region<'_>> = regions.iter().collect();
-        regions.sort_unstable_by_key(|region| region.guest_address);
-        check(&regions, u64::from(self.host.page_size))?;
-        let page_size = self.host.page_size as usize;
-        let contents: Vec<Contents> = regions
-            .iter()
-            .map(|region| region.classify(page_size, self.parent.as_ref()))
-            .collect::<Result<_, _>>()?;
-        let arranged: Vec<(PageSet, PageSet)> = regions
-            .iter()
-            .zip(&contents)
-            .map(|(region, contents)| layout.arrange(&contents.data, &region.first))
-            .collect();
-        let mut data = DataWriter::new(self.salt, page_size);
-        let mut memory =
-            Memory { regions: regions.iter().map(|r| r.record()).collect(), ..Memory::default() };
-        let first = arranged.iter().map(|(first, _)| first);
-        self.write_runs(&mut data, &mut memory, &regions, first)?;
-        memory.first_pages = data.pages();
-        let rest = arranged.iter().map(|(_, rest)| rest);
-        self.write_runs(&mut data, &mut memory, &regions, rest)?;
-        for ((record, contents), (first, rest)) in memory.regions.iter_mut().zip(&contents).zip(&arranged) {
-            let zero = contents.zero.subtract(first).subtract(rest);
-            record.runs.extend(zero.runs().map(|run| make_run(&run, Place::Zero)));
-            record.runs.sort_unstable_by_key(|run| run.page);
-        }
-        let stored = data.stored();
-        memory.pages = data.pages();
-        memory.tags = data.finish();
-        self.memory = Some(memory);
-        Ok(stored)
-    }
-
-    /// Appends one set of pages of each region to the data area, and to the region's runs.
-    fn write_runs<'s>(
-        &mut self,
-        data: &mut DataWriter,
-        memory: &mut Memory,
-        regions: &[&Region<'_>],
-        sets: impl Iterator<Item = &'s PageSet>,
-    ) -> Result<(), WriteError> {
-        let page_size = self.host.page_size as usize;
-        let file = &*self.draft.file();
-        for ((region, record), set) in regions.iter().zip(&mut memory.regions).zip(sets) {
-            for run in set.runs() {
-                record.runs.push(make_run(&run, Place::Data(data.pages())));
-                region
-                    .for_each(run, page_size, |_, bytes| data.push(file, bytes).map_err(WriteError::Write))?;
-            }
-        }
-        Ok(())
+        let writer = ImageWriter {
+            file: self.draft.file(),
+            salt: self.salt,
+            page_size: self.host.page_size as usize,
+            parent: self.parent.as_ref(),
+            layout,
+        };
+        let image = self.image.insert(writer.write(regions)?);
+        Ok(image.stored)
     }
 
     /// Makes it a snapshot: complete, durable, never to change. Returns its name.
@@ -276,42 +226,48 @@ impl Writer {
     }
 
     fn finish(mut self, name: Option<&RefName>) -> Result<Digest, WriteError> {
-        let memory = self.memory.take().unwrap_or_else(|| inherited(self.parent.as_ref()));
-        let (records, mut meta) = self.lay_out_sections();
-        let index = Index {
-            features: std::mem::take(&mut self.host.features),
-            parent: self.parent.as_ref().map(Snapshot::digest),
-            depth: self.parent.as_ref().map_or(0, |parent| parent.depth() + 1),
-            sections: records,
-            regions: memory.regions,
-            first_pages: memory.first_pages,
-            tags: (memory.pages > 0).then(|| Sealer::tag(&self.salt, Domain::Tags, 0, &memory.tags)),
-        };
-        let raw_index = index.encode().map_err(WriteError::Index)?;
-        let data_end = (memory.pages + 1) * u64::from(self.host.page_size);
-        let index_offset = data_end + (memory.tags.len() + meta.len()) as u64;
+        let mut image = self.image.take().unwrap_or_else(|| Image::inherited(self.parent.as_ref()));
+        let (records, sections) = self.lay_out_sections();
+        let mut meta = std::mem::take(&mut image.tags);
+        let raw_index = self.index(image.regions, image.first_pages, records, &meta)?;
+        meta.extend_from_slice(&sections);
+        let data_end = (image.pages + 1) * u64::from(self.host.page_size);
+        let index_offset = data_end + meta.len() as u64;
         let header = Header {
             page_size: self.host.page_size,
             file_len: index_offset + raw_index.len() as u64,
-            data_pages: memory.pages,
+            data_pages: image.pages,
             index_offset,
             salt: self.salt,
             index_tag: Sealer::tag(&self.salt, Domain::Index, 0, &raw_index),
         };
         // Nothing is published that could not be opened.
-        if (meta.len() + raw_index.len()) as u64 > MAX_META {
-            return Err(WriteError::Format(FormatError::Malformed(
-                "sections and index are longer than 256 MiB",
-            )));
-        }
         Header::decode(&header.encode(), header.file_len).map_err(WriteError::Format)?;
         Index::decode(&raw_index, &header).map_err(WriteError::Format)?;
-        meta.splice(0..0, memory.tags);
         meta.extend_from_slice(&raw_index);
         self.write_meta(&header, data_end, &meta).map_err(WriteError::Write)?;
         let digest = header.digest();
         self.store.adopt(self.draft, &digest, name)?;
         Ok(digest)
+    }
+
+    fn index(
+        &mut self,
+        regions: Vec<RegionRecord>,
+        first_pages: u64,
+        sections: Vec<SectionRecord>,
+        tags: &[u8],
+    ) -> Result<Vec<u8>, WriteError> {
+        let index = Index {
+            features: std::mem::take(&mut self.host.features),
+            parent: self.parent.as_ref().map(Snapshot::digest),
+            depth: self.parent.as_ref().map_or(0, |parent| parent.depth() + 1),
+            sections,
+            regions,
+            first_pages,
+            tags: (!tags.is_empty()).then(|| Sealer::tag(&self.salt, Domain::Tags, 0, tags)),
+        };
+        index.encode().map_err(WriteError::Index)
     }
 
     /// The table of sections, and their bytes one after the other.
@@ -337,38 +293,4 @@ impl Writer {
         file.write_all_at(meta, at)?;
         file.write_all_at(&header.encode(), 0)
     }
-}
-
-const _: () = assert!(HEADER_LEN == 104 && FORMAT_VERSION == 1, "the drawing in format.rs says so");
-
-fn make_run(pages: &std::ops::Range<u64>, place: Place) -> Run {
-    Run { page: pages.start, pages: pages.end - pages.start, place }
-}
-
-/// The regions of a diff that says nothing about memory.
-fn inherited(parent: Option<&Snapshot>) -> Memory {
-    let regions = parent.iter().flat_map(|parent| &parent.mapping_plan().regions);
-    let record = |region: &crate::plan::PlannedRegion| RegionRecord {
-        guest_address: region.guest_address,
-        len: region.len,
-        flags: region.flags,
-        runs: Vec::new(),
-    };
-    Memory { regions: regions.map(record).collect(), ..Memory::default() }
-}
-
-/// Whole pages, sorted and apart.
-fn check(regions: &[&Region<'_>], page: u64) -> Result<(), WriteError> {
-    let mut end = 0;
-    for region in regions {
-        let (start, len) = (region.guest_address, region.source.len());
-        if start % page != 0 || len % page != 0 || len == 0 {
-            return Err(WriteError::Alignment(start));
-        }
-        if start < end {
-            return Err(WriteError::Overlap(start));
-        }
-        end = start.checked_add(len).ok_or(WriteError::Alignment(start))?;
-    }
-    Ok(())
 }

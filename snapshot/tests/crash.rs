@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use common::*;
 use novum_snapshot::*;
 
 const CHILD: &str = "NOVUM_SNAPSHOT_TEST_STORE";
+const PUBLISHED: &str = "a snapshot is published";
 
 /// Not a test of its own: what the processes to be killed run.
 #[test]
@@ -27,6 +29,7 @@ fn endless_writer() {
         writer.memory(&[region], &Layout::default()).unwrap();
         let digest = writer.publish_as(&"last".parse().unwrap()).unwrap();
         parent = Some(Snapshot::open(&store, &digest).unwrap());
+        println!("{PUBLISHED}");
     }
 }
 
@@ -42,12 +45,17 @@ fn killed_writers_leave_nothing_half() {
     let (mut published, mut strays) = (0, 0);
     for round in 0..30 {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "endless_writer"])
+            .args(["--exact", "endless_writer", "--nocapture"])
             .env(CHILD, t.store.root())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        std::thread::sleep(Duration::from_millis(15 + round * 7 % 40));
+        // Kept open: a writer that cannot print would end by itself.
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let published_lines = lines.by_ref().filter(|line| line.ends_with(PUBLISHED));
+        assert_eq!(published_lines.take(1 + round % 3).count(), 1 + round % 3);
+        // Somewhere within the next one: what is checked afterwards holds for every moment.
+        std::thread::sleep(Duration::from_micros(round as u64 * 97 % 1500));
         child.kill().unwrap();
         child.wait().unwrap();
         strays += drafts(&t.store);
@@ -67,5 +75,5 @@ fn killed_writers_leave_nothing_half() {
             .unwrap();
     }
     println!("{published} snapshots were published, {strays} drafts were swept");
-    assert!(published > 0, "no writer ever got as far as publishing");
+    assert!(published >= 30);
 }

@@ -225,6 +225,14 @@ fn too_many_layers_are_refused() {
 }
 
 #[test]
+fn a_parent_in_another_store_is_refused() {
+    let (t, other) = (temp_store(), temp_store());
+    let parent = Snapshot::open(&t.store, &base(&t.store, &image(&[1]))).unwrap();
+    let refused = Writer::diff(&other.store, host(), &parent);
+    assert!(matches!(refused, Err(WriteError::Store(StoreError::Missing(_)))));
+}
+
+#[test]
 fn what_makes_no_sense_is_refused_when_it_is_written() {
     let t = temp_store();
     let memory = image(&[1, 2]);
@@ -242,6 +250,8 @@ fn what_makes_no_sense_is_refused_when_it_is_written() {
     assert!(matches!(writer.memory(&[region(0, memory)], &Layout::default()), Err(WriteError::MemoryTwice)));
     writer.put("a", &Name("x".into())).unwrap();
     assert!(matches!(writer.put("a", &Name("x".into())), Err(WriteError::Twice { .. })));
+    let odd = Writer::base(&t.store, Host { page_size: 0, ..host() });
+    assert!(matches!(odd, Err(WriteError::Format(_))));
     drop(writer);
     assert_eq!(std::fs::read_dir(t.store.root().join("snapshots")).unwrap().count(), 0);
 }
