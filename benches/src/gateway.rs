@@ -19,17 +19,16 @@ use crate::target::{Server, novum_program};
 
 const PAYLOAD_BYTES: usize = 100;
 const METHOD: &str = "/novum.gateway.v1.Functions/Invoke";
-const VERIFIED_PER_CALLER: u32 = 4;
+/// Replies that are looked at one by one before each measurement; they warm everything up, too.
+const VERIFIED: u32 = 2048;
 
 /// What is asked for.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Times that each cell is measured.
     pub rounds: usize,
-    /// Timed part of one measurement.
+    /// Of one measurement.
     pub time: Duration,
-    /// Untimed part before it.
-    pub warm_up: Duration,
     /// Numbers of callers.
     pub callers: Vec<u32>,
     /// Threads of each server.
@@ -79,11 +78,6 @@ impl Target {
     const fn reply_bytes(self) -> usize {
         if matches!(self, Self::Empty) { 0 } else { PAYLOAD_BYTES }
     }
-
-    /// Novum counts what it has run; the floors do not.
-    const fn counts(self) -> bool {
-        matches!(self, Self::Empty | Self::Echo)
-    }
 }
 
 /// One target under one load, measured in every round.
@@ -95,6 +89,9 @@ pub struct Cell {
     pub callers: Callers,
     /// One entry a round.
     pub rounds: Vec<Run>,
+    /// Microseconds of processor time that the server used for one reply; one entry a round. On a machine with other
+    /// work this moves less than what the callers see.
+    pub server_cpu_us: Vec<f64>,
 }
 
 /// The raw results.
@@ -130,18 +127,20 @@ pub async fn measure(options: Options) -> Result<Results> {
         let count = cells.len();
         for step in 0..count {
             let cell = &mut cells[(step + round) % count];
-            let run = bench.measure(cell.target, cell.callers).await?;
+            let (run, server_cpu_us) = bench.measure(cell.target, cell.callers).await?;
             eprintln!(
-                "round {} of {}: {:36} {:3} callers {:9.0}/s  p50 {:5} us  p99 {:5} us",
+                "round {} of {}: {:36} {:3} callers {:9.0}/s  p50 {:5} us  p99 {:5} us  server {:4.1} us CPU",
                 round + 1,
                 bench.options.rounds,
                 cell.target.title(),
                 cell.callers.total,
                 run.rps(),
                 run.p50_us,
-                run.p99_us
+                run.p99_us,
+                server_cpu_us
             );
             cell.rounds.push(run);
+            cell.server_cpu_us.push(server_cpu_us);
         }
     }
     Ok(Results { host, workers: bench.options.workers, payload_bytes: PAYLOAD_BYTES, cells })
@@ -190,29 +189,35 @@ impl Bench {
     fn cells(&self) -> Vec<Cell> {
         let by_callers = |total: &u32| {
             let callers = Callers::new(*total);
-            Target::ALL.map(|target| Cell { target, callers, rounds: Vec::new() })
+            Target::ALL.map(|target| Cell { target, callers, rounds: Vec::new(), server_cpu_us: Vec::new() })
         };
         self.options.callers.iter().flat_map(by_callers).collect()
     }
 
-    async fn measure(&self, target: Target, callers: Callers) -> Result<Run> {
+    async fn measure(&self, target: Target, callers: Callers) -> Result<(Run, f64)> {
         let server = self.server(target);
         let url = format!("http://{}{METHOD}", server.address);
         let body = self.body(target);
         let load = Load { url: &url, body: &body };
-        load.verify(callers, callers.total * VERIFIED_PER_CALLER, target.reply_bytes())?;
-        if !target.counts() {
-            return load.run(callers, self.options.warm_up, self.options.time);
+        load.verify(callers, VERIFIED.next_multiple_of(callers.total), target.reply_bytes())?;
+        let before = self.succeeded(target).await?;
+        let cpu_before = server.cpu_time()?;
+        let run = load.run(callers, self.options.time)?;
+        let cpu = server.cpu_time()? - cpu_before;
+        if let (Some(before), Some(after)) = (before, self.succeeded(target).await?) {
+            let succeeded = after - before;
+            ensure!(succeeded >= run.requests, "{} replies, {succeeded} invocations succeeded", run.requests);
         }
-        let before = server.succeeded(target.function()).await?;
-        let run = load.run(callers, self.options.warm_up, self.options.time)?;
-        let succeeded = server.succeeded(target.function()).await? - before;
-        ensure!(
-            succeeded >= run.requests,
-            "{} replies, but only {succeeded} invocations succeeded",
-            run.requests
-        );
-        Ok(run)
+        let server_cpu_us = cpu.as_secs_f64() * 1e6 / run.requests as f64;
+        Ok((run, server_cpu_us))
+    }
+
+    /// What the gateway has counted; the floors count nothing.
+    async fn succeeded(&self, target: Target) -> Result<Option<u64>> {
+        match target {
+            Target::Tonic | Target::Wasmtime => Ok(None),
+            Target::Empty | Target::Echo => self.novum.succeeded(target.function()).await.map(Some),
+        }
     }
 }
 
@@ -229,13 +234,22 @@ impl Cell {
     /// The median over the rounds of any number of a run.
     #[must_use]
     pub fn median(&self, of: impl Fn(&Run) -> f64) -> f64 {
-        let mut values: Vec<f64> = self.rounds.iter().map(of).collect();
-        values.sort_by(f64::total_cmp);
-        match values.len() {
-            0 => f64::NAN,
-            n if n % 2 == 1 => values[n / 2],
-            n => f64::midpoint(values[n / 2 - 1], values[n / 2]),
-        }
+        median(self.rounds.iter().map(of).collect())
+    }
+
+    /// The median of the server's processor time for one reply.
+    #[must_use]
+    pub fn cpu_us(&self) -> f64 {
+        median(self.server_cpu_us.clone())
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => values[n / 2],
+        n => f64::midpoint(values[n / 2 - 1], values[n / 2]),
     }
 }
 
@@ -274,6 +288,7 @@ pub(crate) mod tests {
                 target,
                 callers: Callers::new(callers),
                 rounds: vec![run(i, callers)],
+                server_cpu_us: vec![f64::from(10 + i)],
             })
         };
         Results {

@@ -91,17 +91,13 @@ impl Load<'_> {
         Ok(())
     }
 
-    /// Keeps all callers busy for `time`, after a warm-up that is not counted.
+    /// Keeps all callers busy for `time`.
     ///
     /// # Errors
     /// Where h2load fails or a request did.
-    pub fn run(&self, callers: Callers, warm_up: Duration, time: Duration) -> Result<Run> {
+    pub fn run(&self, callers: Callers, time: Duration) -> Result<Run> {
         let log = tempfile::NamedTempFile::new().context("a file for h2load's log")?;
-        let arguments = [
-            format!("-D{}ms", time.as_millis()),
-            format!("--warm-up-time={}ms", warm_up.as_millis()),
-            format!("--log-file={}", log.path().display()),
-        ];
+        let arguments = [format!("-D{}ms", time.as_millis()), format!("--log-file={}", log.path().display())];
         let output = self.h2load(callers, &arguments)?;
         let text = String::from_utf8_lossy(&output.stdout);
         let latencies = latencies(BufReader::new(fs::File::open(log.path())?))?;

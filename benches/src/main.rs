@@ -82,7 +82,6 @@ fn measure_gateway(arguments: GatewayArguments) -> Result<()> {
     let options = gateway::Options {
         rounds: arguments.rounds.max(1),
         time: Duration::from_secs_f64(arguments.seconds),
-        warm_up: Duration::from_millis(500),
         callers: arguments.callers,
         workers: arguments.workers,
         novum: arguments.novum,

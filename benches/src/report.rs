@@ -28,8 +28,8 @@ pub fn write(results: &Results, directory: &Path) -> Result<()> {
 #[must_use]
 pub fn markdown(results: &Results) -> String {
     let mut text = String::from(
-        "| callers | target | requests/s | of floor (b) | p50 us | p90 us | p99 us | over floor (a), p50 us |\n\
-         |---:|---|---:|---:|---:|---:|---:|---:|\n",
+        "| callers | target | requests/s | of floor (b) | p50 us | p90 us | p99 us | p50 over floor (a) | server CPU us/request |\n\
+         |---:|---|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for cell in &results.cells {
         let callers = cell.callers.total;
@@ -42,12 +42,13 @@ pub fn markdown(results: &Results) -> String {
             .map_or(f64::NAN, |floor| floor.median(|run| run.p50_us as f64));
         writeln!(
             text,
-            "| {callers} | {} | {rps:.0} | {:.2} | {p50:.0} | {:.0} | {:.0} | {:+.0} |",
+            "| {callers} | {} | {rps:.0} | {:.2} | {p50:.0} | {:.0} | {:.0} | {:+.0} | {:.1} |",
             cell.target.title(),
             rps / floor_b,
             cell.median(|run| run.p90_us as f64),
             cell.median(|run| run.p99_us as f64),
             p50 - floor_a,
+            cell.cpu_us(),
         )
         .expect("a string takes text");
     }
@@ -79,7 +80,7 @@ mod tests {
     fn the_table_shows_ratios_to_the_floors() {
         let table = markdown(&results());
         assert!(
-            table.contains("| 64 | novum: empty function | 320000 | 0.89 | 134 | 184 | 384 | +20 |"),
+            table.contains("| 64 | novum: empty function | 320000 | 0.89 | 134 | 184 | 384 | +20 | 12.0 |"),
             "{table}"
         );
         assert!(

@@ -94,6 +94,16 @@ impl Server {
         bail!("the gateway did not listen within {START_LIMIT:?}")
     }
 
+    /// Processor time that the server has used so far, in user and kernel mode (proc_pid_stat(5)).
+    ///
+    /// # Errors
+    /// Where the server is gone.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let ticks = cpu_ticks(&stat).context("an unknown /proc/PID/stat")?;
+        Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
+    }
+
     async fn channel(&self) -> Result<Channel> {
         Ok(Channel::from_shared(format!("http://{}", self.address))?.connect().await?)
     }
@@ -139,6 +149,12 @@ impl Server {
     }
 }
 
+/// `utime` and `stime`: fields 14 and 15, counted from after the name, which may hold anything but ends the last `)`.
+fn cpu_ticks(stat: &str) -> Option<u64> {
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+    Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+}
+
 /// The gateway's program: the given path, or built now in the profile of this program, so that it is never stale.
 ///
 /// # Errors
@@ -159,4 +175,16 @@ pub fn novum_program(given: Option<PathBuf>) -> Result<PathBuf> {
     }
     ensure!(build.status().context("cargo")?.success(), "building novum failed");
     Ok(program)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_ticks_are_found_behind_any_name() {
+        let stat = "7 (a) b) S 1 7 7 0 -1 4194304 100 0 0 0 31 11 0 0 20 0 4 0 100 1000 10";
+        assert_eq!(cpu_ticks(stat), Some(42));
+        assert_eq!(cpu_ticks("7 (a"), None);
+    }
 }
