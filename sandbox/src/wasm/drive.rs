@@ -60,8 +60,11 @@ impl Drop for LongRuns {
 fn make() -> Option<Runtime> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let lower = || {
-        let nice = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
-        if let Err(error) = nice {
+        // Linux keeps the nice value by thread (setpriority(2), "C library/kernel differences").
+        let thread = Some(rustix::thread::gettid());
+        let nice = rustix::process::getpriority_process(thread);
+        let lowered = nice.and_then(|nice| rustix::process::setpriority_process(thread, nice + NICE));
+        if let Err(error) = lowered {
             tracing::debug!(%error, "a wasm-long thread keeps its priority");
         }
     };

@@ -234,3 +234,33 @@ async fn open_files_are_bounded() {
     assert!(!reply.exit.success(), "{:?}", reply.exit);
     assert_serves(&bed).await;
 }
+
+#[tokio::test]
+async fn a_long_call_moves_to_a_thread_of_low_priority() {
+    /// The threads that ran the call, in order.
+    #[derive(Default)]
+    struct Threads(parking_lot::Mutex<Vec<(String, i32)>>);
+    impl LogSink for Threads {
+        fn write(&self, _bytes: &[u8]) {
+            let name = std::thread::current().name().unwrap_or_default().to_owned();
+            let nice = rustix::process::getpriority_process(Some(rustix::thread::gettid())).unwrap();
+            let mut seen = self.0.lock();
+            if seen.last().is_none_or(|(last, _)| *last != name) {
+                seen.push((name, nice));
+            }
+        }
+    }
+    let bed = Bed::new();
+    let image = bed.image(flood(2), |_| {}).await.unwrap();
+    let threads = Arc::new(Threads::default());
+    let mut call = invocation(b"");
+    call.deadline = Instant::now() + Duration::from_millis(500);
+    call.log = Arc::clone(&threads) as Arc<dyn LogSink>;
+    assert!(matches!(run_with(&image, call).await, Err(Error::Deadline { .. })));
+    let seen = threads.0.lock();
+    assert!(seen.len() >= 2, "it stayed on {seen:?}");
+    assert_ne!(seen[0].0, "wasm-long");
+    for (name, nice) in &seen[1..] {
+        assert_eq!((name.as_str(), *nice), ("wasm-long", seen[0].1 + 5));
+    }
+}
