@@ -13,7 +13,9 @@ const USAGE: u8 = 64;
 
 fn main() -> ExitCode {
     if !rustix::process::getpid().is_init() {
-        say("novum-agent is PID 1 of a Linux guest and nothing else; `novum run` runs programs on this machine");
+        say(
+            "novum-agent is PID 1 of a Linux guest and nothing else; `novum run` runs programs on this machine",
+        );
         return ExitCode::from(USAGE);
     }
     say("novum-agent: this version has nothing to do in a guest; powering off");

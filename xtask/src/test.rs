@@ -31,7 +31,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let mut child = command.stderr(Stdio::piped()).spawn().context("starting `cargo test`")?;
     let lines = child.stderr.take().context("the standard error of `cargo test`")?;
-    let skipped = pass_through(BufReader::new(lines))?;
+    let skipped = pass_through(BufReader::new(lines), std::io::stderr())?;
     let status = child.wait()?;
     println!();
     if skipped.is_empty() {
@@ -43,12 +43,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Copies `lines` to standard error; returns the `SKIPPED:` ones.
-fn pass_through(mut lines: impl BufRead) -> anyhow::Result<Vec<String>> {
+/// Copies `lines` to `out`; returns the `SKIPPED:` ones.
+fn pass_through(mut lines: impl BufRead, mut out: impl Write) -> anyhow::Result<Vec<String>> {
     let mut skipped = Vec::new();
     let mut line = Vec::new();
     while lines.read_until(b'\n', &mut line)? > 0 {
-        std::io::stderr().write_all(&line)?;
+        out.write_all(&line)?;
         // libtest may have written the start of a line before it.
         let text = String::from_utf8_lossy(&line);
         if let Some(at) = text.find("SKIPPED: ") {
@@ -66,6 +66,9 @@ mod tests {
     #[test]
     fn skipped_lines_are_found_wherever_they_start() {
         let text = "SKIPPED: a: no kvm\nok\ntest b ... SKIPPED: b: no python3\n";
-        assert_eq!(pass_through(text.as_bytes()).unwrap(), ["SKIPPED: a: no kvm", "SKIPPED: b: no python3"]);
+        let mut copied = Vec::new();
+        let skipped = pass_through(text.as_bytes(), &mut copied).unwrap();
+        assert_eq!(skipped, ["SKIPPED: a: no kvm", "SKIPPED: b: no python3"]);
+        assert_eq!(copied, text.as_bytes());
     }
 }

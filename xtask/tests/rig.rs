@@ -2,14 +2,20 @@
 //!
 //! Each test boots L1 once, 4 s on an idle machine.
 
+use std::io::Write;
 use std::process::{Command, Output};
+use std::sync::{Mutex, PoisonError};
+
+/// One machine at a time: the first one may have to build L1, and the emulation wants a core.
+static MACHINE: Mutex<()> = Mutex::new(());
 
 /// Runs `sh -c script` in the rig; `None` where QEMU is missing.
 fn rig(test: &str, options: &[&str], script: &str) -> Option<Output> {
     if Command::new("qemu-system-x86_64").arg("--version").output().is_err() {
-        eprintln!("SKIPPED: {test}: qemu-system-x86_64 is not installed");
+        let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: qemu-system-x86_64 is not installed");
         return None;
     }
+    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
     command
         .arg("rig")

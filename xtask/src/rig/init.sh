@@ -21,7 +21,6 @@ $b mount --move /dev /root/dev
 $b mount --move /proc /root/proc
 $b mount --move /sys /root/sys
 $b mount -t tmpfs -o mode=755 run /root/run
-$b mount -t tmpfs -o mode=1777 tmp /root/tmp
 $b mkdir -p /root/dev/shm /root/dev/pts
 $b mount -t tmpfs -o mode=1777 shm /root/dev/shm
 $b mount -t devpts pts /root/dev/pts
