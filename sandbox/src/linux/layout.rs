@@ -50,7 +50,6 @@ pub(crate) const HOLE_START: u64 = 0xc000_0000;
 /// First address above the hole.
 pub(crate) const HOLE_END: u64 = 0x1_0000_0000;
 /// The first virtio-mmio device; the others follow.
-#[allow(dead_code)]
 pub(crate) const VIRTIO_MMIO: u64 = 0xd000_0000;
 /// Bytes of a virtio-mmio device's registers.
 pub(crate) const VIRTIO_MMIO_SIZE: u64 = PAGE;
@@ -76,7 +75,6 @@ pub(crate) const RESET_PORT: u16 = 0x602;
 pub const EXIT_PORT: u16 = 0x604;
 
 /// Interrupts of the virtio-mmio devices, in the order of the devices: GSIs of the I/O APIC that no legacy device has.
-#[allow(dead_code)]
 pub(crate) const VIRTIO_GSIS: [u32; 17] = [5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
 /// Pins of KVM's I/O APIC.
 pub(crate) const IO_APIC_PINS: u32 = 24;
@@ -84,7 +82,6 @@ pub(crate) const IO_APIC_PINS: u32 = 24;
 pub const MAX_VCPUS: u8 = 32;
 
 /// Registers and interrupt of virtio-mmio device number `index`; `None` where there are no more.
-#[allow(dead_code)]
 pub(crate) fn virtio_slot(index: usize) -> Option<Slot> {
     let gsi = *VIRTIO_GSIS.get(index)?;
     Some(Slot { address: VIRTIO_MMIO + index as u64 * VIRTIO_MMIO_SIZE, gsi })

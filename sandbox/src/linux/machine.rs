@@ -13,14 +13,19 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::boot::{self, BootSource, Entry};
 use super::bus::{Bus, Shared};
+use super::devices::p9::P9;
 use super::devices::power::{CLOCK_PORT, I8042, I8042_DATA_PORT, I8042_PORTS, NoClock, POWER_PORTS, Power};
+use super::devices::rng::Rng;
 use super::devices::serial::{Com1, Log};
 use super::end::{End, Ending};
 use super::error::Error;
-use super::layout::{self, MAX_VCPUS, SERIAL_GSI, SERIAL_PORT, SLEEP_CONTROL_PORT};
+use super::layout::{self, MAX_VCPUS, SERIAL_GSI, SERIAL_PORT, SLEEP_CONTROL_PORT, Slot, VIRTIO_MMIO_SIZE};
 use super::memory::{self, Memory};
 use super::sys::{self, ThreadId};
 use super::vcpu::{self, Runner};
+use super::virtio::VirtioDevice;
+use super::virtio::mmio::Transport;
+use crate::share::Share;
 
 /// What a machine is made of.
 pub struct MachineConfig {
@@ -34,6 +39,31 @@ pub struct MachineConfig {
     pub pit: bool,
     /// Takes what the kernel writes to its console.
     pub console: Box<dyn Write + Send>,
+    /// Its virtio devices, in the order of their addresses.
+    pub devices: Vec<Device>,
+}
+
+/// A virtio device to be made: the rows of the device table.
+#[derive(Clone, Debug)]
+pub enum Device {
+    /// Random bytes from the host.
+    Rng,
+    /// A shared directory over 9P.
+    P9 {
+        /// By which name the guest mounts it: `mount -t 9p -o trans=virtio,version=9p2000.L TAG /mnt`.
+        tag: String,
+        /// The directory.
+        share: Arc<Share>,
+    },
+}
+
+impl Device {
+    fn make(&self) -> Box<dyn VirtioDevice> {
+        match self {
+            Self::Rng => Box::new(Rng::default()),
+            Self::P9 { tag, share } => Box::new(P9::new(tag, share.clone())),
+        }
+    }
 }
 
 /// Serial ports have eight registers.
@@ -47,7 +77,7 @@ pub struct Machine {
     ending: Arc<Ending>,
     // Dropped in this order: KVM lets go of the memory before it is unmapped.
     _vm: Arc<VmFd>,
-    _memory: Memory,
+    _memory: Arc<Memory>,
 }
 
 struct VcpuThread {
@@ -66,12 +96,14 @@ impl Machine {
             return Err(Error::Config(format!("{} vCPUs: 1 to {MAX_VCPUS} are possible", config.vcpus)));
         }
         let kvm = Kvm::new().map_err(Error::kvm("opening /dev/kvm"))?;
-        let memory = memory::allocate(config.memory_bytes)?;
-        let entry = boot::load(&memory, config.memory_bytes, &config.boot, config.vcpus, &[])?;
+        let memory = Arc::new(memory::allocate(config.memory_bytes)?);
+        let slots = slots(config.devices.len())?;
+        let entry = boot::load(&memory, config.memory_bytes, &config.boot, config.vcpus, &slots)?;
         let vm = Arc::new(create_vm(&kvm, &memory, config.pit)?);
         let ending = Arc::new(Ending::default());
         let ports = Arc::new(ports(&vm, config.console, &ending)?);
-        let runners = runners(&kvm, &vm, config.vcpus, &ports, &ending)?;
+        let mmio = Arc::new(mmio(&vm, &memory, &slots, &config.devices)?);
+        let runners = runners(&kvm, &vm, config.vcpus, &Buses { ports, mmio, ending: ending.clone() })?;
         start_state(&runners, &memory, entry)?;
         sys::install_kick_handler().map_err(Error::host("installing a signal handler"))?;
         let threads = runners.into_iter().map(spawn).collect::<Result<_, Error>>()?;
@@ -141,18 +173,37 @@ fn shared(device: impl super::bus::BusDevice + 'static) -> Shared {
     Arc::new(Mutex::new(device))
 }
 
-fn runners(
-    kvm: &Kvm,
-    vm: &VmFd,
-    count: u8,
-    ports: &Arc<Bus>,
-    ending: &Arc<Ending>,
-) -> Result<Vec<Runner>, Error> {
+/// Where `count` devices are.
+fn slots(count: usize) -> Result<Vec<Slot>, Error> {
+    let slots = (0..count).map(layout::virtio_slot).collect::<Option<Vec<_>>>();
+    slots.ok_or_else(|| {
+        Error::Config(format!("{count} virtio devices are more than a machine has places for"))
+    })
+}
+
+/// The virtio devices.
+fn mmio(vm: &VmFd, memory: &Arc<Memory>, slots: &[Slot], devices: &[Device]) -> Result<Bus, Error> {
+    let mut bus = Bus::default();
+    for (slot, device) in slots.iter().zip(devices) {
+        let transport = Transport::connect(vm, *slot, memory.clone(), device.make())?;
+        bus.insert(slot.address, VIRTIO_MMIO_SIZE, shared(transport));
+    }
+    Ok(bus)
+}
+
+/// What all vCPUs share.
+struct Buses {
+    ports: Arc<Bus>,
+    mmio: Arc<Bus>,
+    ending: Arc<Ending>,
+}
+
+fn runners(kvm: &Kvm, vm: &VmFd, count: u8, buses: &Buses) -> Result<Vec<Runner>, Error> {
     let supported = vcpu::supported_cpuid(kvm)?;
-    let mmio = Arc::new(Bus::default());
     let make = |id: u8| {
         let vcpu = vm.create_vcpu(id.into()).map_err(Error::kvm("creating a vCPU"))?;
         vcpu::configure(&vcpu, &supported, id, count)?;
+        let Buses { ports, mmio, ending } = buses;
         Ok(Runner { id, vcpu, ports: ports.clone(), mmio: mmio.clone(), ending: ending.clone() })
     };
     (0..count).map(make).collect()

@@ -16,7 +16,8 @@ pub mod machine;
 mod memory;
 mod sys;
 mod vcpu;
+mod virtio;
 
 pub use end::End;
 pub use error::Error;
-pub use machine::{Machine, MachineConfig};
+pub use machine::{Device, Machine, MachineConfig};

@@ -5,11 +5,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::error::Error;
 use super::layout::PAGE;
@@ -99,4 +100,10 @@ impl ThreadId {
         // SAFETY: tgkill takes plain numbers; the handler was installed before the thread began.
         unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.0, libc::SIGRTMIN() + KICK) };
     }
+}
+
+/// The descriptor of an eventfd for as long as the eventfd lives; its type has no `AsFd`.
+pub(crate) fn borrow_eventfd(event: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor is open for as long as `event` lives, which the lifetime of the result is bound to.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }

@@ -11,7 +11,7 @@ use novum_kernel::cpio::Cpio;
 use novum_kernel::{Cache, build, import};
 use novum_sandbox::linux::boot::{BootSource, EntryKind, Initramfs};
 use novum_sandbox::linux::layout::EXIT_PORT;
-use novum_sandbox::linux::{End, Machine, MachineConfig};
+use novum_sandbox::linux::{Device, End, Machine, MachineConfig};
 
 /// Far above what a boot takes in the rig.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
@@ -123,6 +123,7 @@ pub(crate) struct Guest {
     pub(crate) words: &'static str,
     pub(crate) vcpus: u8,
     pub(crate) memory_mib: u64,
+    pub(crate) devices: Vec<Device>,
 }
 
 impl Guest {
@@ -134,6 +135,7 @@ impl Guest {
             words: "reboot=k",
             vcpus: 1,
             memory_mib: 128,
+            devices: vec![Device::Rng],
         }
     }
 
@@ -153,6 +155,7 @@ impl Guest {
             vcpus: self.vcpus,
             pit: false,
             console: Box::new(console.clone()),
+            devices: self.devices.clone(),
         })
         .unwrap()
     }

@@ -1,0 +1,94 @@
+//! virtio-9p: one shared directory, over 9P2000.L.
+//!
+//! ```text
+//! ring ── Requests (this file) ── Server (server.rs) ──┬─ names.rs   walk, create, link, rename, remove
+//!          bytes in, bytes out      fids, dispatch     ├─ content.rs open, read, write, readdir, locks
+//!                                                      └─ attr.rs    getattr, setattr, statfs
+//! wire.rs: numbers and strings of the protocol         share/: the host's side, which no path leaves
+//! ```
+//! Sources: VIRTIO 1.2 §5.9 (9P transport, device id 9); the protocol is 9P2000.L as Linux's client speaks it
+//! (include/net/9p/9p.h) over intro(5) of Plan 9. Whatever a guest writes into a message is decoded, checked, and
+//! refused with an error of its own; nothing of it can panic.
+
+mod attr;
+mod content;
+mod names;
+mod server;
+mod wire;
+
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+
+use virtio_queue::Queue;
+
+use crate::linux::memory::Memory;
+use crate::linux::virtio::{Activation, Chain, Handler, VirtioDevice, Worker, read_config_bytes};
+use crate::share::Share;
+use server::{MAX_MESSAGE, Server};
+
+const DEVICE_ID: u32 = 9;
+/// VIRTIO_9P_MOUNT_TAG: the configuration holds the tag.
+const MOUNT_TAG: u64 = 1;
+/// As many as Linux's client puts into one request.
+const QUEUE_SIZES: &[u16] = &[128];
+
+/// The device.
+pub(crate) struct P9 {
+    share: Arc<Share>,
+    /// Length (two bytes) and text of the mount tag.
+    config: Vec<u8>,
+    worker: Option<Worker>,
+}
+
+impl P9 {
+    /// Shares `share` under the mount tag `tag`.
+    pub(crate) fn new(tag: &str, share: Arc<Share>) -> Self {
+        let tag = &tag.as_bytes()[..tag.len().min(usize::from(u16::MAX))];
+        let config = [&(tag.len() as u16).to_le_bytes()[..], tag].concat();
+        Self { share, config, worker: None }
+    }
+}
+
+impl VirtioDevice for P9 {
+    fn device_id(&self) -> u32 {
+        DEVICE_ID
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        MOUNT_TAG
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&self.config, offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        let requests = Requests(Server::new(self.share.clone()));
+        self.worker = Some(Worker::start("virtio-9p", activation.rings, requests)?);
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Vec<Queue> {
+        self.worker.take().map(Worker::stop).unwrap_or_default()
+    }
+}
+
+struct Requests(Server);
+
+impl Handler for Requests {
+    fn handle(&mut self, _: usize, chain: Chain, memory: &Memory) -> u32 {
+        let (Ok(mut reader), Ok(mut writer)) = (chain.clone().reader(memory), chain.writer(memory)) else {
+            return 0;
+        };
+        let mut request = vec![0; reader.available_bytes().min(MAX_MESSAGE)];
+        if reader.read_exact(&mut request).is_err() {
+            return 0;
+        }
+        let reply = self.0.handle(&request, writer.available_bytes());
+        writer.write_all(&reply).map_or(0, |()| reply.len() as u32)
+    }
+}

@@ -1,0 +1,94 @@
+//! A device's thread: sleeps until a ring is kicked, serves it until it is empty, sleeps again.
+
+use std::io;
+use std::thread::JoinHandle;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use virtio_queue::Queue;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::ring::{Chain, Ring};
+use crate::linux::memory::Memory;
+use crate::linux::sys::borrow_eventfd;
+
+/// What a device does with a request that it answers at once.
+pub(crate) trait Handler: Send + 'static {
+    /// Serves `chain` of queue number `queue`; returns how many bytes were written into it.
+    fn handle(&mut self, queue: usize, chain: Chain, memory: &Memory) -> u32;
+}
+
+/// The running thread.
+pub(crate) struct Worker {
+    stop: EventFd,
+    thread: JoinHandle<Vec<Ring>>,
+}
+
+impl Worker {
+    /// Starts a thread of this name.
+    pub(crate) fn start(name: &str, rings: Vec<Ring>, handler: impl Handler) -> io::Result<Self> {
+        let stop = EventFd::new(EFD_NONBLOCK)?;
+        let stopped = stop.try_clone()?;
+        let work = move || serve(rings, handler, &stopped);
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work)?;
+        Ok(Self { stop, thread })
+    }
+
+    /// Ends the thread between two requests; returns the queues.
+    pub(crate) fn stop(self) -> Vec<Queue> {
+        // The counter of an eventfd does not overflow by one.
+        let _ = self.stop.write(1);
+        let rings = self.thread.join().unwrap_or_default();
+        rings.into_iter().map(Ring::into_queue).collect()
+    }
+}
+
+fn serve(mut rings: Vec<Ring>, mut handler: impl Handler, stop: &EventFd) -> Vec<Ring> {
+    // What the driver made available before the device was active.
+    for (index, ring) in rings.iter_mut().enumerate() {
+        drain(index, ring, &mut handler);
+    }
+    while let Ok(kicked) = wait(&rings, stop) {
+        let Some(kicked) = kicked else { break };
+        for index in kicked {
+            let _ = rings[index].clear_kick();
+            drain(index, &mut rings[index], &mut handler);
+        }
+    }
+    rings
+}
+
+/// Serves everything that is in the ring.
+fn drain(index: usize, ring: &mut Ring, handler: &mut impl Handler) {
+    let memory = ring.memory().clone();
+    loop {
+        ring.quiet();
+        while let Some(chain) = ring.next() {
+            let head = chain.head_index();
+            let written = handler.handle(index, chain, &memory);
+            ring.give_back(head, written);
+            ring.notify();
+        }
+        if !ring.listen() {
+            return;
+        }
+    }
+}
+
+/// Waits for kicks; `None` means stop.
+fn wait(rings: &[Ring], stop: &EventFd) -> io::Result<Option<Vec<usize>>> {
+    let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(rings.len() + 1);
+    fds.push(PollFd::from_borrowed_fd(borrow_eventfd(stop), PollFlags::IN));
+    fds.extend(rings.iter().map(|ring| PollFd::from_borrowed_fd(borrow_eventfd(ring.kick()), PollFlags::IN)));
+    loop {
+        match poll(&mut fds, None) {
+            Ok(_) => break,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+    if ready(&fds[0]) {
+        return Ok(None);
+    }
+    Ok(Some(fds[1..].iter().enumerate().filter(|(_, fd)| ready(fd)).map(|(index, _)| index).collect()))
+}
