@@ -5,9 +5,9 @@
 //! those 104 header bytes are hashed by SHA-256. The rest is tagged with **HighwayHash-256, keyed with a
 //! salt that the writer draws for each snapshot** after the memory has stopped changing:
 //!
-//! - Cost decides. Measured by single-stepping over 64 KiB: SHA-256 with SHA-NI 2.6 instructions a byte
-//!   (more than 15 without), BLAKE3 2.5 with AVX2 and 1.05 with AVX-512, HighwayHash 0.5, CRC-32 0.06. A
-//!   128 MiB Linux guest has 20 MiB that are not zero: BLAKE3 alone would cost more than the whole save may.
+//! - Cost decides. Measured by single-stepping over 64 KiB: SHA-256 with SHA-NI 2.6 instructions a byte,
+//!   BLAKE3 2.5 with AVX2 and 1.05 with AVX-512, HighwayHash 0.5, CRC-32 0.06. A
+//!   128 MiB Linux guest has by estimate 20 MiB that are not zero: BLAKE3 alone would cost more than the whole save may.
 //! - CRC is no option: its collisions are linear algebra, and a tenant writes the memory.
 //! - What a tenant could gain from a collision is a snapshot of its own taken for somebody else's, or one
 //!   taken for another of its own. Without the key, which did not exist while it ran, it can aim at

@@ -80,7 +80,7 @@ pub enum Access {
 /// How memory is mapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct MapOptions {
-    /// Runs of up to this many bytes are read instead of mapped: about 1 us a page instead of 3 to 6 us a run,
+    /// Runs of up to this many bytes are read instead of mapped: cheaper than mapping where runs are short (by estimate),
     /// but memory of this process's own from the start. For diffs whose pages lie scattered. 0 maps everything.
     pub read_up_to: u64,
 }
