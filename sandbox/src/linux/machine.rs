@@ -17,6 +17,7 @@ use super::devices::p9::P9;
 use super::devices::power::{CLOCK_PORT, I8042, I8042_DATA_PORT, I8042_PORTS, NoClock, POWER_PORTS, Power};
 use super::devices::rng::Rng;
 use super::devices::serial::{Com1, Log};
+use super::devices::vsock::{Vsock, VsockDevice};
 use super::end::{End, Ending};
 use super::error::Error;
 use super::layout::{self, MAX_VCPUS, SERIAL_GSI, SERIAL_PORT, SLEEP_CONTROL_PORT, Slot, VIRTIO_MMIO_SIZE};
@@ -55,6 +56,8 @@ pub enum Device {
         /// The directory.
         share: Arc<Share>,
     },
+    /// Streams between the guest and this process.
+    Vsock(Vsock),
 }
 
 impl Device {
@@ -62,6 +65,7 @@ impl Device {
         match self {
             Self::Rng => Box::new(Rng::default()),
             Self::P9 { tag, share } => Box::new(P9::new(tag, share.clone())),
+            Self::Vsock(vsock) => Box::new(VsockDevice::new(vsock.clone())),
         }
     }
 }

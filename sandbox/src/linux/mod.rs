@@ -18,6 +18,7 @@ mod sys;
 mod vcpu;
 mod virtio;
 
+pub use devices::vsock;
 pub use end::End;
 pub use error::Error;
 pub use machine::{Device, Machine, MachineConfig};

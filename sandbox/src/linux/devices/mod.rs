@@ -4,3 +4,4 @@ pub(crate) mod p9;
 pub(crate) mod power;
 pub(crate) mod rng;
 pub(crate) mod serial;
+pub mod vsock;

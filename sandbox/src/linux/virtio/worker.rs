@@ -47,8 +47,12 @@ fn serve(mut rings: Vec<Ring>, mut handler: impl Handler, stop: &EventFd) -> Vec
     for (index, ring) in rings.iter_mut().enumerate() {
         drain(index, ring, &mut handler);
     }
-    while let Ok(kicked) = wait(&rings, stop) {
-        let Some(kicked) = kicked else { break };
+    loop {
+        let events: Vec<_> = rings.iter().map(Ring::kick).chain([stop]).collect();
+        let Ok(kicked) = wait(&events) else { break };
+        if kicked.contains(&rings.len()) {
+            break;
+        }
         for index in kicked {
             let _ = rings[index].clear_kick();
             drain(index, &mut rings[index], &mut handler);
@@ -74,11 +78,10 @@ fn drain(index: usize, ring: &mut Ring, handler: &mut impl Handler) {
     }
 }
 
-/// Waits for kicks; `None` means stop.
-fn wait(rings: &[Ring], stop: &EventFd) -> io::Result<Option<Vec<usize>>> {
-    let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(rings.len() + 1);
-    fds.push(PollFd::from_borrowed_fd(borrow_eventfd(stop), PollFlags::IN));
-    fds.extend(rings.iter().map(|ring| PollFd::from_borrowed_fd(borrow_eventfd(ring.kick()), PollFlags::IN)));
+/// Waits until one of `events` is set; returns which are.
+pub(crate) fn wait(events: &[&EventFd]) -> io::Result<Vec<usize>> {
+    let mut fds: Vec<PollFd<'_>> =
+        events.iter().map(|event| PollFd::from_borrowed_fd(borrow_eventfd(event), PollFlags::IN)).collect();
     loop {
         match poll(&mut fds, None) {
             Ok(_) => break,
@@ -86,9 +89,5 @@ fn wait(rings: &[Ring], stop: &EventFd) -> io::Result<Option<Vec<usize>>> {
             Err(error) => return Err(error.into()),
         }
     }
-    let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
-    if ready(&fds[0]) {
-        return Ok(None);
-    }
-    Ok(Some(fds[1..].iter().enumerate().filter(|(_, fd)| ready(fd)).map(|(index, _)| index).collect()))
+    Ok(fds.iter().enumerate().filter(|(_, fd)| !fd.revents().is_empty()).map(|(index, _)| index).collect())
 }
