@@ -12,7 +12,7 @@ use crate::dispatch::Done;
 use crate::error::Error;
 use crate::functions::Deployment;
 use crate::logs::Line;
-use crate::timings::Timings;
+use crate::timings::{Clocks, Timings};
 
 /// A manifest's field in the Deploy message's spelling, from that in `novum.toml`.
 #[must_use]
@@ -205,6 +205,16 @@ pub fn timings(timings: &Timings, kind: EngineKind) -> proto::Timings {
         first_byte: timings.first_byte.map(duration),
         cold: timings.cold,
         engine: engine(kind).into(),
+        clocks: Some(clocks(&timings.clocks)),
+    }
+}
+
+fn clocks(clocks: &Clocks) -> proto::Clocks {
+    proto::Clocks {
+        sandbox_ready: Some(duration(clocks.ready)),
+        guest_resumed: clocks.resumed.map(duration),
+        first_byte: clocks.first_byte.map(duration),
+        answered: Some(duration(clocks.answered)),
     }
 }
 

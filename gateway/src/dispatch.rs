@@ -20,7 +20,7 @@ use crate::logs::InvocationLog;
 use crate::metrics::Count;
 use crate::note::{Note, Outcome, Stop};
 use crate::pool::{Lease, LeaseError};
-use crate::timings::Timings;
+use crate::timings::{Clocks, Timings};
 
 /// How much longer than its deadline an engine may take to end a run by itself.
 const GRACE: Duration = Duration::from_millis(500);
@@ -93,7 +93,7 @@ impl Core {
             None => Output::Collect { limit_bytes: usize::try_from(output_bytes).unwrap_or(usize::MAX) },
         };
         let work = Invocation { env, input: call.input, output, log: Arc::clone(&log) as _, deadline };
-        Run::new(&deployment, lease, invocation, log).finish(self, work).await
+        Run::new(&deployment, lease, invocation, log, call.arrived).finish(self, work).await
     }
 }
 
@@ -179,6 +179,7 @@ struct Run<'a> {
     lease: Lease,
     invocation: InvocationId,
     log: Arc<InvocationLog>,
+    arrived: Instant,
     began: Instant,
     timings: Timings,
     ended: bool,
@@ -190,10 +191,13 @@ impl<'a> Run<'a> {
         lease: Lease,
         invocation: InvocationId,
         log: Arc<InvocationLog>,
+        arrived: Instant,
     ) -> Self {
-        let timings =
-            Timings { queued: lease.queued, start: lease.start, cold: lease.cold, ..Timings::default() };
-        Self { deployment, lease, invocation, log, began: Instant::now(), timings, ended: false }
+        let began = Instant::now();
+        let clocks = Clocks { ready: began - arrived, ..Clocks::default() };
+        let (queued, start, cold) = (lease.queued, lease.start, lease.cold);
+        let timings = Timings { queued, start, cold, clocks, ..Timings::default() };
+        Self { deployment, lease, invocation, log, arrived, began, timings, ended: false }
     }
 
     async fn finish(mut self, core: &Core, work: Invocation) -> Result<Done, Error> {
@@ -215,8 +219,13 @@ impl<'a> Run<'a> {
 
     fn succeed(&mut self, reply: Reply) -> Done {
         self.lease.decide(novum_sandbox::Disposition::Reset);
-        self.timings.run = reply.timings.run;
-        self.timings.first_byte = reply.timings.first_byte;
+        let of_engine = reply.timings;
+        self.timings.run = of_engine.run;
+        self.timings.first_byte = of_engine.first_byte;
+        // The engine counts from the input's handing over, which is when the sandbox was ready.
+        let ready = self.timings.clocks.ready;
+        self.timings.clocks.resumed = Some(ready + of_engine.resumed);
+        self.timings.clocks.first_byte = of_engine.first_byte.map(|first| ready + first);
         let log_tail = self.log.finish();
         let outcome = match &reply.exit {
             ExitStatus::Code(0) => Outcome::Ok,
@@ -263,6 +272,7 @@ impl<'a> Run<'a> {
     /// Counts, and writes the note if it has a reader.
     fn end(&mut self, outcome: Outcome, out_bytes: usize, message: impl FnOnce() -> String) {
         self.ended = true;
+        self.timings.clocks.answered = self.arrived.elapsed();
         let shared = &self.deployment.shared;
         shared.stats.record(Count::from(&outcome), &self.timings);
         if outcome == Outcome::Ok && !shared.log.followed() {

@@ -140,6 +140,10 @@ fn encode_latencies(encoder: &mut DescriptorEncoder<'_>, all: &[Series]) -> Enco
         ("queued", "From arrival until a sandbox was there to be used or made", Part::Queued),
         ("start", "Making a sandbox ready", Part::Start),
         ("run", "From the input's handing over to the program's end", Part::Run),
+        ("sandbox_ready", "From arrival until a clean sandbox was there", Part::Ready),
+        ("guest_resumed", "From arrival until the guest ran with the input at hand", Part::Resumed),
+        ("first_byte", "From arrival to the first byte of output", Part::FirstByte),
+        ("answered", "From arrival until the reply was given to the connection", Part::Answered),
     ];
     for (name, help, part) in parts {
         let mut metric =

@@ -188,15 +188,21 @@ fn reply(done: Done) -> Response {
     response
 }
 
-/// The parts in milliseconds (W3C Server Timing).
+/// The parts, then the clocks, in milliseconds (W3C Server Timing).
 fn server_timing(timings: &crate::timings::Timings) -> String {
     let ms = |d: Duration| d.as_secs_f64() * 1e3;
-    format!(
-        "queued;dur={:.3}, start;dur={:.3}, run;dur={:.3}",
-        ms(timings.queued),
-        ms(timings.start),
-        ms(timings.run)
-    )
+    let clocks = &timings.clocks;
+    let parts = [
+        ("queued", Some(timings.queued)),
+        ("start", Some(timings.start)),
+        ("run", Some(timings.run)),
+        ("sandbox-ready", Some(clocks.ready)),
+        ("guest-resumed", clocks.resumed),
+        ("first-byte", clocks.first_byte),
+        ("answered", Some(clocks.answered)),
+    ];
+    let given = parts.into_iter().filter_map(|(name, time)| Some(format!("{name};dur={:.3}", ms(time?))));
+    given.collect::<Vec<_>>().join(", ")
 }
 
 async fn describe(

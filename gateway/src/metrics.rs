@@ -125,7 +125,17 @@ pub enum Part {
     Start,
     /// Running.
     Run,
+    /// From arrival until a clean sandbox was there.
+    Ready,
+    /// From arrival until the guest ran.
+    Resumed,
+    /// From arrival to the first byte of output.
+    FirstByte,
+    /// From arrival until the reply was given to the connection.
+    Answered,
 }
+
+const PARTS: usize = Part::Answered as usize + 1;
 
 /// Two cache lines apart from its neighbours (Intel SDM: adjacent-line prefetch).
 #[derive(Debug, Default)]
@@ -134,7 +144,7 @@ struct Shard {
     counts: [AtomicU64; Count::ALL.len()],
     cold: AtomicU64,
     warm: AtomicU64,
-    parts: [Histogram; 3],
+    parts: [Histogram; PARTS],
 }
 
 /// One function's numbers, across its versions.
@@ -164,6 +174,14 @@ impl FunctionStats {
         shard.parts[Part::Queued as usize].record(timings.queued);
         shard.parts[Part::Start as usize].record(timings.start);
         shard.parts[Part::Run as usize].record(timings.run);
+        let clocks = &timings.clocks;
+        shard.parts[Part::Ready as usize].record(clocks.ready);
+        for (part, moment) in [(Part::Resumed, clocks.resumed), (Part::FirstByte, clocks.first_byte)] {
+            if let Some(moment) = moment {
+                shard.parts[part as usize].record(moment);
+            }
+        }
+        shard.parts[Part::Answered as usize].record(clocks.answered);
         self.recent.record(timings.queued + timings.start + timings.run);
     }
 

@@ -12,6 +12,9 @@ use novum_snapshot::Digest;
 use super::*;
 use crate::image::SharePolicy;
 
+/// What one of these sandboxes says that it holds.
+const SANDBOX_BYTES: usize = 1 << 20;
+
 #[derive(Debug)]
 struct Fake {
     renewal: Renewal,
@@ -58,6 +61,10 @@ impl Image for Fake {
 
     fn renewal(&self) -> Renewal {
         self.renewal
+    }
+
+    fn private_bytes(&self) -> u64 {
+        (self.alive.load(Ordering::SeqCst) * SANDBOX_BYTES) as u64
     }
 }
 

@@ -36,6 +36,12 @@ pub trait Image: Send + Sync + 'static {
 
     /// What brings a sandbox of this image to a clean state after an invocation.
     fn renewal(&self) -> Renewal;
+
+    /// Memory that all living sandboxes of this image hold now and that their end would give back: pages that only
+    /// they have (a page of the image that nobody wrote to is shared and does not count), and the kernel's part.
+    ///
+    /// Called several times a second from a thread that serves no request; it must not make runs wait.
+    fn private_bytes(&self) -> u64;
 }
 
 /// How a sandbox gets its clean state for the next request.
@@ -146,6 +152,8 @@ pub struct Fault {
 /// The engine's part of an invocation's timings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timings {
+    /// From handing over the input until the guest ran: what the engine did before the program's next instruction.
+    pub resumed: Duration,
     /// From handing over the input to the program's end.
     pub run: Duration,
     /// From handing over the input to the first byte of output; `None` when there was none.

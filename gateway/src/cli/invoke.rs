@@ -203,11 +203,9 @@ fn finish(
 fn report_timings(timings: Option<&v1::Timings>, version: u64, client: Duration) {
     let Some(timings) = timings else { return };
     let version = if version == 0 { String::new() } else { format!(", version {version}") };
-    let client = match client.is_zero() {
-        true => String::new(),
-        false => format!("; seen from here {}", crate::units::format_duration(client)),
-    };
-    output::note(output::styled(output::DIM, format!("{}{version}{client}", output::timings_text(timings))));
+    let client = (!client.is_zero()).then_some(client);
+    output::note(output::styled(output::DIM, format!("{}{version}", output::timings_text(timings))));
+    output::note(output::styled(output::DIM, output::clocks_text(timings, client)));
 }
 
 /// How a program ended by its own doing.

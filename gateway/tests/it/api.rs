@@ -20,6 +20,10 @@ async fn a_deployed_function_is_invoked_and_tells_where_its_time_went() {
     let timings = reply.timings.unwrap();
     assert!(timings.cold && timings.engine() == proto::Engine::Wasm);
     assert!(timings.run.is_some() && timings.first_byte.is_some() && timings.queued.is_some());
+    let clocks = timings.clocks.unwrap();
+    let moments = [clocks.sandbox_ready, clocks.guest_resumed, clocks.first_byte, clocks.answered];
+    let moments = moments.map(|moment| std::time::Duration::try_from(moment.unwrap()).unwrap());
+    assert!(moments.is_sorted() && !moments[0].is_zero(), "{moments:?}");
     let stats = gateway.function_stats("echo").await;
     assert_eq!((stats.succeeded, stats.cold, stats.running), (1, 1, 0));
     assert!(stats.latency_p50.is_some());

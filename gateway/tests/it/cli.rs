@@ -219,6 +219,13 @@ fn a_function_goes_from_deploy_to_delete() {
     let timed = gateway.novum(&["invoke", "echo", "--data", "hi", "--timings"]).succeeds();
     assert_eq!(timed.stdout, b"hi");
     assert!(timed.stderr.contains("queued") && timed.stderr.contains("version 1"), "{}", timed.stderr);
+    for clock in ["sandbox ready", "guest resumed", "first byte", "seen here"] {
+        assert!(timed.stderr.contains(clock), "{clock}: {}", timed.stderr);
+    }
+    let clocks = &one["timings"]["clocks"];
+    let names = ["sandbox_ready_us", "guest_resumed_us", "first_byte_us", "answered_us", "client_sees_us"];
+    let moments = names.map(|name| clocks[name].as_f64().unwrap());
+    assert!(moments.is_sorted() && moments[0] > 0.0, "{clocks}");
 
     let stats = gateway.novum(&["stats", "--json"]).succeeds().json();
     let wordcount =

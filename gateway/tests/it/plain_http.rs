@@ -21,6 +21,10 @@ async fn a_function_is_invoked_with_a_body() {
         "novum-cold: true",
         "novum-version: 1",
         "server-timing: queued;dur=",
+        ", sandbox-ready;dur=",
+        ", guest-resumed;dur=",
+        ", first-byte;dur=",
+        ", answered;dur=",
     ] {
         assert!(head.contains(header), "{header} in {head}");
     }
@@ -98,6 +102,8 @@ async fn lists_health_and_metrics_are_served() {
         "novum_invocations_total{function=\"b\",engine=\"wasm\",outcome=\"ok\"} 1",
         "novum_starts_total{function=\"b\",engine=\"wasm\",start=\"cold\"} 1",
         "novum_run_seconds_count{function=\"b\",engine=\"wasm\"} 1",
+        "novum_sandbox_ready_seconds_count{function=\"b\",engine=\"wasm\"} 1",
+        "novum_answered_seconds_count{function=\"b\",engine=\"wasm\"} 1",
         "novum_queue_depth{function=\"a\",engine=\"wasm\"} 0",
         "novum_functions 3",
         "# EOF",

@@ -66,4 +66,8 @@ impl Image for ProcessImage {
     fn renewal(&self) -> Renewal {
         Renewal::Restart
     }
+
+    fn private_bytes(&self) -> u64 {
+        self.setup.live.private_bytes(self.setup.memory_bytes)
+    }
 }

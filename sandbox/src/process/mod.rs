@@ -13,6 +13,7 @@ pub(crate) mod control;
 mod engine;
 pub(crate) mod fault;
 pub mod files;
+mod live;
 pub(crate) mod load;
 pub(crate) mod memory;
 pub(crate) mod run;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -116,11 +116,12 @@ fn invoke(setup: &Setup, program: Program, control: Arc<Control>, call: Invocati
     process.files.set_console(Box::new(stdio));
     let mut machine =
         Machine::new(process, control).map_err(|error| Error::host("create a microVM", error))?;
+    let resumed = started.elapsed();
     let ended = machine.run(call.deadline).map_err(|error| Error::host("run the program", error))?;
     let run = started.elapsed();
     note_unserved(&machine, &*call.log);
     let collected = std::mem::take(&mut *collected.lock());
-    conclude(ended, collected, run, machine.process.memory.limit_bytes())
+    conclude(ended, collected, (resumed, run), machine.process.memory.limit_bytes())
 }
 
 /// Tells the user what his program asked for in vain.
@@ -134,7 +135,7 @@ fn note_unserved(machine: &Machine, log: &dyn LogSink) {
 fn conclude(
     ended: Ended,
     collected: Collected,
-    run: std::time::Duration,
+    (resumed, run): (Duration, Duration),
     limit_bytes: u64,
 ) -> Result<Reply, Error> {
     // What the output came to explains an end that followed from it (a cancelled run, SIGPIPE).
@@ -153,6 +154,6 @@ fn conclude(
         Ended::Cancelled => return Err(Error::Cancelled),
         Ended::MemoryLimit => return Err(Error::MemoryLimit { limit_bytes }),
     };
-    let timings = Timings { run, first_byte: collected.first_byte };
+    let timings = Timings { resumed, run, first_byte: collected.first_byte };
     Ok(Reply { exit, output: Bytes::from(collected.bytes), timings })
 }

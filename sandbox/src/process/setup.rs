@@ -8,6 +8,7 @@ use rustix::rand::GetRandomFlags;
 
 use super::Process;
 use super::files::{Files, FilesConfig};
+use super::live::Live;
 use super::load::{self, LoadError, Loaded};
 use super::memory::{AddressSpace, MappedFile, Placement};
 use super::time::Time;
@@ -23,9 +24,11 @@ pub(super) struct Setup {
     program: Vec<u8>,
     args: Vec<Vec<u8>>,
     env: Vec<(String, String)>,
-    memory_bytes: u64,
+    pub(super) memory_bytes: u64,
     files: FilesConfig,
     placement: Placement,
+    /// Whose memory counts as this function's.
+    pub(super) live: Live,
 }
 
 /// Where a program that was deployed alone is put.
@@ -62,6 +65,7 @@ impl Setup {
             env: manifest.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
             memory_bytes: manifest.memory_bytes,
             files,
+            live: Live::default(),
             placement: Placement::random(random().map_err(|e| Error::host("draw random numbers", e))?),
         })
     }
@@ -71,6 +75,7 @@ impl Setup {
         let mut files = Files::new(&self.files).map_err(|error| refuse(error.to_string()))?;
         let mut memory = AddressSpace::new(self.memory_bytes, self.placement)
             .map_err(|error| Error::host("reserve addresses for a sandbox", error))?;
+        self.live.add(memory.region());
         let file = open(&mut files, &self.program).map_err(|errno| {
             refuse(format!("{} does not open: {errno}", String::from_utf8_lossy(&self.program)))
         })?;

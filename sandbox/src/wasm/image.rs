@@ -11,7 +11,7 @@ use super::call::Call;
 use super::drive::{GivenUp, LongRuns, drive};
 use super::outcome;
 use super::stdout::{Stderr, Stdout};
-use super::tenant::{self, Tenant};
+use super::tenant::{self, Held, Tenant};
 use crate::engine::{ExitStatus, Image, Input, Invocation, Renewal, Reply, Sandbox, Timings};
 use crate::error::Error;
 use crate::function::Function;
@@ -58,6 +58,7 @@ pub(super) struct WasmImage<K: Kind> {
     function: Arc<Function>,
     kind: K,
     long: Arc<LongRuns>,
+    held: Held,
     /// Making an instance runs code that calls the host or computes for long, so it belongs to the invocation.
     late: bool,
 }
@@ -69,7 +70,7 @@ impl<K: Kind> WasmImage<K> {
         function: Arc<Function>,
         long: Arc<LongRuns>,
     ) -> Result<Self, Error> {
-        let mut image = Self { function, kind, long, late: false };
+        let mut image = Self { function, kind, long, held: Held::default(), late: false };
         let mut store = image.store();
         let made = image.kind.instantiate(&mut store).await;
         let tenant = store.data();
@@ -82,7 +83,7 @@ impl<K: Kind> WasmImage<K> {
 
     fn store(&self) -> Store<Tenant<K::Wasi>> {
         let deadline = Instant::now() + START_LIMIT;
-        tenant::store(self.kind.engine(), self.function.manifest.memory_bytes, deadline)
+        tenant::store(self.kind.engine(), self.function.manifest.memory_bytes, &self.held, deadline)
     }
 }
 
@@ -101,6 +102,11 @@ impl<K: Kind> Image for WasmImage<K> {
 
     fn renewal(&self) -> Renewal {
         Renewal::Restart
+    }
+
+    /// Linear memory as it was grown; what the program never touched is counted too.
+    fn private_bytes(&self) -> u64 {
+        self.held.bytes()
     }
 }
 
@@ -137,17 +143,17 @@ impl<K: Kind> Sandbox for WasmSandbox<K> {
         let slices = store.data().slices.clone();
         let image = Arc::clone(&self.image);
         let run = Box::pin(async move {
-            let ended = run(&image.kind, &mut store, instance, task).await;
-            (store, ended, started.elapsed())
+            let (resumed, ended) = run(&image.kind, &mut store, instance, task, started).await;
+            (store, ended, resumed, started.elapsed())
         });
-        let (store, ended, run) = match drive(run, &slices, deadline, &self.image.long).await {
+        let (store, ended, resumed, run) = match drive(run, &slices, deadline, &self.image.long).await {
             Ok(done) => done,
             Err(GivenUp::Deadline) => return Err(Error::Deadline { after: started.elapsed() }),
             Err(GivenUp::Lost(error)) => return Err(Error::host("running the function", error)),
         };
         let exit = outcome::exit(ended, &stdout, store.data(), run);
         self.store = Some(store);
-        let timings = Timings { run, first_byte: stdout.first_byte() };
+        let timings = Timings { resumed, run, first_byte: stdout.first_byte() };
         Ok(Reply { exit: exit?, output: stdout.collected(), timings })
     }
 
@@ -161,10 +167,15 @@ async fn run<K: Kind>(
     store: &mut Store<Tenant<K::Wasi>>,
     instance: Option<K::Instance>,
     task: K::Task,
-) -> wasmtime::Result<ExitStatus> {
+    started: Instant,
+) -> (Duration, wasmtime::Result<ExitStatus>) {
     let instance = match instance {
-        Some(instance) => instance,
-        None => kind.instantiate(store).await?,
+        Some(instance) => Ok(instance),
+        None => kind.instantiate(store).await,
     };
-    K::run(store, instance, task).await
+    let resumed = started.elapsed();
+    match instance {
+        Ok(instance) => (resumed, K::run(store, instance, task).await),
+        Err(error) => (resumed, Err(error)),
+    }
 }

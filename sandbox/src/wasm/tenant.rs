@@ -1,7 +1,7 @@
 //! What a store holds for its tenant: WASI state, limits, and the clock of its time slices.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
 use wasmtime::{Engine, ResourceLimiter, Store, UpdateDeadline};
@@ -34,6 +34,21 @@ impl Slices {
     }
 }
 
+/// Bytes that the living tenants of one image hold.
+#[derive(Clone, Default)]
+pub(super) struct Held(Arc<AtomicU64>);
+
+impl Held {
+    /// Now.
+    pub(super) fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What a tenant holds more than last time is made known in steps of this size: small instances, of which there are
+/// hundreds of thousands a second, then share no counter.
+const HELD_STEP: usize = 256 << 10;
+
 /// The deadline passed while the program computed.
 #[derive(Debug, thiserror::Error)]
 #[error("the deadline passed")]
@@ -44,6 +59,9 @@ pub(super) struct Limits {
     /// All its linear memories, tables and garbage-collected heaps together.
     memory_bytes: usize,
     used_bytes: usize,
+    /// As much of `used_bytes` as `held` counts.
+    published_bytes: usize,
+    held: Held,
     /// A growth was refused for the limit's sake.
     refused: bool,
 }
@@ -56,9 +74,9 @@ const MEMORIES: usize = 16;
 const ELEMENT_BYTES: usize = 8;
 
 impl Limits {
-    fn new(memory_bytes: u64) -> Self {
+    fn new(memory_bytes: u64, held: Held) -> Self {
         let memory_bytes = usize::try_from(memory_bytes).unwrap_or(usize::MAX);
-        Self { memory_bytes, used_bytes: 0, refused: false }
+        Self { memory_bytes, used_bytes: 0, published_bytes: 0, held, refused: false }
     }
 
     /// The limit, if a growth was refused for its sake.
@@ -74,7 +92,19 @@ impl Limits {
             return false;
         }
         self.used_bytes = used;
+        if used - self.published_bytes >= HELD_STEP {
+            self.held.0.fetch_add((used - self.published_bytes) as u64, Ordering::Relaxed);
+            self.published_bytes = used;
+        }
         true
+    }
+}
+
+impl Drop for Limits {
+    fn drop(&mut self) {
+        if self.published_bytes > 0 {
+            self.held.0.fetch_sub(self.published_bytes as u64, Ordering::Relaxed);
+        }
     }
 }
 
@@ -117,9 +147,10 @@ impl ResourceLimiter for Limits {
 pub(super) fn store<W: Default + Send + 'static>(
     engine: &Engine,
     memory_bytes: u64,
+    held: &Held,
     deadline: Instant,
 ) -> Store<Tenant<W>> {
-    let limits = Limits::new(memory_bytes);
+    let limits = Limits::new(memory_bytes, held.clone());
     let tenant = Tenant { wasi: W::default(), limits, deadline, slices: Slices::default() };
     let mut store = Store::new(engine, tenant);
     store.limiter(|tenant| &mut tenant.limits);

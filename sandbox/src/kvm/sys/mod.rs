@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 mod io;
+mod pages;
 mod region;
 mod vcpu;
 
