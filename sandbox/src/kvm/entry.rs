@@ -52,6 +52,14 @@ const EFER_NXE: u64 = 1 << 11;
 
 /// RFLAGS bit 1 is always set, and interrupts are on as every program sees them.
 pub(crate) const USER_FLAGS: u64 = 0x202;
+/// CF, PF, AF, ZF, SF, TF, DF, OF, RF, AC, ID: what a program may set.
+pub(crate) const PROGRAM_FLAGS: u64 = 0x0025_0dd5 | 1 << 16;
+
+/// RFLAGS as a program may have it: no I/O privilege, no virtual-8086 mode, no reserved bits.
+pub(crate) fn program_flags(wanted: u64) -> u64 {
+    wanted & PROGRAM_FLAGS | USER_FLAGS
+}
+
 /// What `syscall` clears in RFLAGS, as Linux sets SFMASK.
 const SYSCALL_MASK: u64 = 0x0025_7fd5;
 

@@ -7,5 +7,6 @@ pub(crate) mod entry;
 pub(crate) mod features;
 pub(crate) mod layout;
 pub(crate) mod sys;
+mod trial;
 pub(crate) mod vcpu;
 pub(crate) mod vm;

@@ -8,24 +8,17 @@
 //!                                  └─ signal to this thread     Exit::Interrupted     └─ enter(...)
 //! ```
 //! A call is left to the VMM by the stub's `out`. On hardware the CPU is in ring 0 then and runs on to `sysretq`; a
-//! software KVM may have stayed in ring 3, where the VMM sets RIP and RFLAGS itself. Which of the two it is, is
-//! read from CS at the first call of this process.
-
-use std::sync::atomic::{AtomicU8, Ordering};
+//! software KVM may have stayed in ring 3, where the VMM sets RIP and RFLAGS itself. Which of the two it is, a program
+//! of our own finds out once ([`trial`](super::trial)): a tenant's could jump to the stub and make hardware look like software.
 
 use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_xcr, kvm_xcrs};
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 
 use super::entry::{self, CALL_STUB, FAULT_STUBS, VECTORS};
 use super::features::{StateLayout, state_layout};
-use super::layout::{CALL_PORT, FAULT_PORT, FAULT_STUB_SIZE, PAGE, USER_END};
+use super::layout::{CALL_PORT, FAULT_PORT, FAULT_STUB_SIZE, PAGE};
 use super::sys::{KickSlot, XsaveArea};
 use super::vm::VmError;
-
-/// Whether `syscall` changes the ring on this machine: 0 not known yet, 1 no, 2 yes.
-static RING_CHANGES: AtomicU8 = AtomicU8::new(0);
-const STAYS: u8 = 1;
-const CHANGES: u8 = 2;
 
 /// Why the program stopped.
 #[derive(Debug, PartialEq, Eq)]
@@ -38,10 +31,23 @@ pub(crate) enum Exit {
     Denied(Option<u64>),
     /// The program used a port or another device that it does not have.
     Privileged,
+    /// The program is to run on at an address that no CPU takes (not canonical): as if it had jumped there.
+    Nowhere,
     /// A signal came to this thread.
     Interrupted,
     /// KVM cannot go on, and says this.
     Broken(String),
+}
+
+/// Where the vCPU stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// In the program: the general registers are the program's.
+    Program,
+    /// In the stub of a call that left the VM, answered or not: the program's RIP and RFLAGS are in rcx and r11.
+    Call,
+    /// In a stub that a signal of ours caught before it left the VM: it does so when the vCPU runs on.
+    Stub,
 }
 
 /// The vCPU.
@@ -50,6 +56,9 @@ pub(crate) struct Vcpu {
     fd: VcpuFd,
     sregs: kvm_sregs,
     layout: StateLayout,
+    /// Whether `syscall` changes the ring on this machine.
+    ring_changes: bool,
+    place: Place,
 }
 
 /// Everything a program's thread has in the CPU.
@@ -73,7 +82,8 @@ impl UserState {
 }
 
 impl Vcpu {
-    pub(super) fn new(mut fd: VcpuFd, cpuid: &CpuId) -> Result<Self, VmError> {
+    /// A vCPU in ring 3. `ring_changes`: whether `syscall` changes the ring on this machine.
+    pub(super) fn new(mut fd: VcpuFd, cpuid: &CpuId, ring_changes: bool) -> Result<Self, VmError> {
         fd.set_cpuid2(cpuid).map_err(VmError::at("set CPU features"))?;
         let sregs = entry::special_registers(fd.get_sregs().map_err(VmError::at("read registers"))?);
         fd.set_sregs(&sregs).map_err(VmError::at("write special registers"))?;
@@ -87,7 +97,7 @@ impl Vcpu {
             return Err(VmError::Unavailable(reason));
         }
         fd.set_sync_valid_reg(SyncReg::Register);
-        Ok(Self { fd, sregs, layout: state_layout(xcr0) })
+        Ok(Self { fd, sregs, layout: state_layout(xcr0), ring_changes, place: Place::Program })
     }
 
     /// The general registers as the last exit left them; a change counts from the next [`Self::run`] on.
@@ -159,29 +169,35 @@ impl Vcpu {
     /// Runs on in ring 3 with these general registers, wherever the vCPU was; FS and GS stay.
     pub(crate) fn enter(&mut self, regs: kvm_regs) {
         *self.regs_mut() = regs;
+        self.place = Place::Program;
     }
 
-    /// Whether the program itself was interrupted, and not a stub of ours on hardware.
+    /// Whether the program itself was interrupted, and not a stub of ours.
     pub(crate) fn is_in_program(&self) -> bool {
-        self.regs().rip < USER_END
+        self.place == Place::Program
     }
 
-    /// The user's registers inside a call: RIP and RFLAGS stand in rcx and r11.
+    /// Whether the program's registers cannot be had until the vCPU has run on: it stands in a stub that has not left the VM.
+    pub(crate) fn is_in_stub(&self) -> bool {
+        self.place == Place::Stub
+    }
+
+    /// The user's registers inside a call: RIP and RFLAGS stand in rcx and r11. A program that jumped to the stub put
+    /// there what it liked.
     pub(crate) fn regs_in_call(&self) -> kvm_regs {
         let mut regs = self.regs();
         regs.rip = regs.rcx;
-        regs.rflags = regs.r11;
+        regs.rflags = entry::program_flags(regs.r11);
         regs
     }
 
     /// Returns `value` from the call in which the program is.
     pub(crate) fn resume_call(&mut self, value: u64) {
-        let stays = RING_CHANGES.load(Ordering::Relaxed) == STAYS;
-        let regs = self.regs_mut();
-        regs.rax = value;
-        if stays {
-            regs.rip = regs.rcx;
-            regs.rflags = regs.r11;
+        if self.ring_changes {
+            self.regs_mut().rax = value;
+        } else {
+            let regs = kvm_regs { rax: value, ..self.regs_in_call() };
+            self.enter(regs);
         }
     }
 
@@ -192,6 +208,10 @@ impl Vcpu {
 
     /// Runs the program until it leaves.
     pub(crate) fn run(&mut self) -> Exit {
+        // Some processors refuse to run on there at all, which would look like a failure of ours.
+        if self.place == Place::Program && !is_canonical(self.fd.sync_regs().regs.rip) {
+            return Exit::Nowhere;
+        }
         let exit = match self.fd.run() {
             Ok(VcpuExit::IoOut(port, _)) => Raw::Port(port),
             Ok(VcpuExit::IoIn(..) | VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..)) => Raw::Device,
@@ -206,14 +226,22 @@ impl Vcpu {
                 _ => Raw::Broken(format!("KVM_RUN: {error}")),
             },
         };
-        self.classify(exit)
+        let rip = self.fd.sync_regs().regs.rip;
+        let exit = self.classify(exit, rip);
+        self.place = match exit {
+            Exit::Call => Place::Call,
+            Exit::Interrupted if rip == CALL_STUB || is_fault_stub(rip) => Place::Stub,
+            // At its `sysretq`.
+            Exit::Interrupted if rip == CALL_STUB + OUT_BYTES => Place::Call,
+            _ => Place::Program,
+        };
+        exit
     }
 
-    fn classify(&mut self, exit: Raw) -> Exit {
-        let rip = self.fd.sync_regs().regs.rip;
+    fn classify(&mut self, exit: Raw, rip: u64) -> Exit {
         match exit {
-            Raw::Port(CALL_PORT) if (CALL_STUB..=CALL_STUB + 2).contains(&rip) => self.note_call(),
-            Raw::Port(FAULT_PORT) if (FAULT_STUBS..FAULT_STUBS + PAGE).contains(&rip) => {
+            Raw::Port(CALL_PORT) if (CALL_STUB..=CALL_STUB + OUT_BYTES).contains(&rip) => Exit::Call,
+            Raw::Port(FAULT_PORT) if is_fault_stub(rip) => {
                 let vector = (rip - FAULT_STUBS) / FAULT_STUB_SIZE;
                 if vector < VECTORS { Exit::Fault(vector) } else { Exit::Broken("no such vector".into()) }
             }
@@ -224,16 +252,6 @@ impl Vcpu {
             Raw::Internal => Exit::Broken(self.internal_error()),
             Raw::Broken(reason) => Exit::Broken(reason),
         }
-    }
-
-    fn note_call(&mut self) -> Exit {
-        if RING_CHANGES.load(Ordering::Relaxed) == 0
-            && let Ok(special) = self.special()
-        {
-            let found = if special.cs.selector & 3 == 3 { STAYS } else { CHANGES };
-            RING_CHANGES.store(found, Ordering::Relaxed);
-        }
-        Exit::Call
     }
 
     /// KVM_RUN said EFAULT: the guest-physical address, where the exit has one.
@@ -249,6 +267,19 @@ impl Vcpu {
             regs.rip, regs.rsp
         )
     }
+}
+
+/// The length of a stub's `out`.
+const OUT_BYTES: u64 = 2;
+
+fn is_fault_stub(rip: u64) -> bool {
+    (FAULT_STUBS..FAULT_STUBS + PAGE).contains(&rip)
+}
+
+/// Whether the bits above the 48th repeat it.
+fn is_canonical(address: u64) -> bool {
+    const UNUSED_BITS: u32 = 16;
+    ((address << UNUSED_BITS) as i64 >> UNUSED_BITS) as u64 == address
 }
 
 /// An exit without a borrow of the run page.

@@ -6,6 +6,7 @@ use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_userspace_
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
 use super::sys::Region;
+use super::trial;
 use super::vcpu::Vcpu;
 
 /// What failed when a VM was made or changed.
@@ -44,8 +45,10 @@ const NEEDED: [(Cap, &str); 4] = [
 pub(crate) struct Host {
     kvm: Kvm,
     cpuid: CpuId,
-    /// A VM without anything: while one exists, making another is faster by 150 us.
-    _keeper: VmFd,
+    /// Whether `syscall` changes the ring here.
+    ring_changes: bool,
+    /// The VM in which that was found out: while one exists, making another is faster by 150 us.
+    _keeper: Vm,
 }
 
 /// The device, opened at first use.
@@ -73,8 +76,8 @@ impl Host {
         }
         let cpuid =
             kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(VmError::at("list CPU features"))?;
-        let keeper = kvm.create_vm().map_err(VmError::at("create a VM"))?;
-        Ok(Self { kvm, cpuid, _keeper: keeper })
+        let (keeper, ring_changes) = trial::ring_changes(&kvm, &cpuid)?;
+        Ok(Self { kvm, cpuid, ring_changes, _keeper: keeper })
     }
 
     /// The CPU features that KVM says it can give.
@@ -103,7 +106,12 @@ pub(crate) struct Vm {
 impl Vm {
     /// A VM without memory.
     pub(crate) fn new(region: Arc<Region>) -> Result<Self, VmError> {
-        let fd = host()?.kvm.create_vm().map_err(VmError::at("create a VM"))?;
+        Self::on(&host()?.kvm, region)
+    }
+
+    /// The same on a device of the caller's.
+    pub(super) fn on(kvm: &Kvm, region: Arc<Region>) -> Result<Self, VmError> {
+        let fd = kvm.create_vm().map_err(VmError::at("create a VM"))?;
         Ok(Self { fd, region, slots: Vec::new() })
     }
 
@@ -133,7 +141,13 @@ impl Vm {
 
     /// The vCPU, in ring 3 with nothing to run yet.
     pub(crate) fn add_vcpu(&self) -> Result<Vcpu, VmError> {
+        let host = host()?;
+        self.vcpu_with(host.cpuid(), host.ring_changes)
+    }
+
+    /// The same with what the caller knows of the host.
+    pub(super) fn vcpu_with(&self, cpuid: &CpuId, ring_changes: bool) -> Result<Vcpu, VmError> {
         let fd = self.fd.create_vcpu(0).map_err(VmError::at("create a vCPU"))?;
-        Vcpu::new(fd, host()?.cpuid())
+        Vcpu::new(fd, cpuid, ring_changes)
     }
 }

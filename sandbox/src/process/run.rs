@@ -60,6 +60,10 @@ impl RunError {
     }
 }
 
+/// Vectors of the CPU's exceptions.
+const GENERAL_PROTECTION: u64 = 13;
+const PAGE_FAULT: u64 = 14;
+
 /// How long a thread may run while others are ready.
 const SLICE: Duration = Duration::from_millis(5);
 
@@ -134,6 +138,7 @@ impl Machine {
                 Exit::Fault(vector) => self.fault(vector)?,
                 Exit::Denied(gpa) => self.denied(gpa)?,
                 Exit::Privileged => self.crash(Cause::Privileged)?,
+                Exit::Nowhere => self.crash(Cause::Exception { vector: GENERAL_PROTECTION, error: 0 })?,
                 Exit::Broken(reason) => return Err(RunError::Broken(reason)),
             };
             if let Some(ended) = ended {
@@ -449,7 +454,6 @@ impl Machine {
         let special = self.vcpu.special()?;
         self.vcpu.set_bases(special.fs.base, special.gs.base)?;
         self.vcpu.enter(regs);
-        const PAGE_FAULT: u64 = 14;
         if vector == PAGE_FAULT {
             let access = super::fault::access_of(frame.error);
             return match self.process.memory.touch(special.cr2, access) {

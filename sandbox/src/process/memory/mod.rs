@@ -188,7 +188,7 @@ impl AddressSpace {
         let page = RING0_STACK_GPA;
         let offset = stack_pointer.wrapping_sub(SYSTEM_GVA + page);
         // The pointer is the CPU's, one page; masking keeps a wrong one inside.
-        let word = |n: u64| self.region.word(page + ((offset + n * 8) & (PAGE - 8)));
+        let word = |n: u64| self.region.word(page + (offset.wrapping_add(n * 8) & (PAGE - 8)));
         let first = u64::from(with_error);
         let error = if with_error { word(0) } else { 0 };
         Frame { error, rip: word(first), rflags: word(first + 2), rsp: word(first + 3) }

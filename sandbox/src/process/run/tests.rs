@@ -112,3 +112,74 @@ fn exceptions_become_the_signals_that_linux_raises() {
         assert_eq!(report.kind, kind, "{}", report.message);
     }
 }
+
+/// `movabs rax, CALL_STUB; jmp rax` with these values in rcx and r11, where a call leaves RIP and RFLAGS.
+fn jump_to_the_stub(a: &mut CodeAssembler, number: u32, rip: u64, flags: u64) {
+    a.mov(rcx, rip).unwrap();
+    a.mov(r11, flags).unwrap();
+    a.mov(rdx, crate::kvm::layout::CALL_STUB_GVA).unwrap();
+    a.mov(eax, number).unwrap();
+    a.jmp(rdx).unwrap();
+}
+
+#[test]
+fn a_program_that_jumps_to_the_stub_has_made_a_call_or_ends() {
+    const IOPL_NT_VM: u64 = 3 << 12 | 1 << 14 | 1 << 17;
+    const GETPID: u32 = 39;
+    for rip in [0, 1, 1 << 47, 1 << 63, u64::MAX, CODE + 4000] {
+        let Some(mut machine) = machine(|a| jump_to_the_stub(a, GETPID, rip, IOPL_NT_VM | 0xff)) else {
+            return;
+        };
+        let ended = machine.run(soon()).unwrap();
+        assert!(matches!(&ended, Ended::Fault(_)), "{rip:#x}: {ended:?}");
+    }
+    // Back to the stub: a loop of calls.
+    let mut looping = machine(|a| jump_to_the_stub(a, GETPID, crate::kvm::layout::CALL_STUB_GVA, 0)).unwrap();
+    let ended = looping.run(Instant::now() + Duration::from_millis(50)).unwrap();
+    assert!(matches!(&ended, Ended::Deadline | Ended::Fault(_)), "{ended:?}");
+    // The same thread of the host: what a tenant did before must not matter to the next.
+    let mut next = machine(|a| {
+        a.mov(eax, GETPID).unwrap();
+        a.syscall().unwrap();
+        a.mov(edi, cs).unwrap();
+        a.and(edi, 3).unwrap();
+        a.mov(eax, 231).unwrap();
+        a.syscall().unwrap();
+    })
+    .unwrap();
+    let ended = next.run(soon()).unwrap();
+    assert!(matches!(ended, Ended::Code(3)), "still in ring 3: {ended:?}");
+}
+
+#[test]
+fn a_return_from_a_forged_frame_to_nowhere_is_a_fault_there() {
+    for rip in [1u64 << 47, 0xffff_8000_0000_1000, u64::MAX, 0x7fff_ffff_f000] {
+        let Some(mut machine) = machine(|a| {
+            // The frame is all zeroes but for RIP (sigcontext 16, behind pretcode and ucontext's head) and RFLAGS.
+            a.sub(rsp, 1024).unwrap();
+            a.mov(rdi, rsp).unwrap();
+            a.xor(eax, eax).unwrap();
+            a.mov(ecx, 128).unwrap();
+            a.rep().stosq().unwrap();
+            a.mov(rax, rip).unwrap();
+            a.mov(qword_ptr(rsp + 40 + 16 * 8), rax).unwrap();
+            a.mov(qword_ptr(rsp + 40 + 17 * 8), -1).unwrap();
+            a.mov(eax, 15).unwrap();
+            a.syscall().unwrap();
+        }) else {
+            return;
+        };
+        let Ended::Fault(report) = machine.run(soon()).unwrap() else { panic!("no fault at {rip:#x}") };
+        assert!(
+            matches!(report.kind.as_str(), "SIGSEGV" | "SIGTRAP"),
+            "{rip:#x}: {} {}",
+            report.kind,
+            report.message
+        );
+        assert!(
+            report.message.contains(&format!("rip {rip:#x}")) || rip == 0x7fff_ffff_f000,
+            "{rip:#x}: {}",
+            report.message
+        );
+    }
+}

@@ -13,6 +13,7 @@
 use kvm_bindings::kvm_regs;
 
 use super::{AltStack, Info, SigSet};
+use crate::kvm::entry::PROGRAM_FLAGS;
 
 /// Bytes below the stack pointer that a leaf function may use.
 const RED_ZONE: u64 = 128;
@@ -33,11 +34,10 @@ const SOFTWARE: usize = 464;
 const HEADER: usize = 512;
 const LEGACY_AND_HEADER: usize = 576;
 
-/// CF, PF, AF, ZF, SF, TF, DF, OF, RF, AC, ID: what a program may set.
-const USER_FLAGS: u64 = 0x0025_0dd5 | 1 << 16;
 /// DF, TF, RF and AC are off in a handler.
 const HANDLER_CLEARS: u64 = 1 << 10 | 1 << 8 | 1 << 16 | 1 << 18;
 const ALWAYS_SET: u64 = 1 << 1;
+const INTERRUPTS: u64 = 1 << 9;
 const CS: u16 = 0x33;
 const SS: u16 = 0x2b;
 
@@ -125,7 +125,7 @@ fn sigcontext(r: &kvm_regs, cause: &Cause<'_>, state: u64) -> [u64; 24] {
         r.rcx,
         r.rsp,
         r.rip,
-        r.rflags & (USER_FLAGS | ALWAYS_SET | 1 << 9),
+        r.rflags & (PROGRAM_FLAGS | ALWAYS_SET | INTERRUPTS),
         segments,
         error,
         vector,
@@ -182,7 +182,7 @@ pub(crate) fn parse(bytes: &[u8; FRAME_BYTES - 8]) -> Returned {
         rcx: at(14),
         rsp: at(15),
         rip: at(16),
-        rflags: at(17) & USER_FLAGS | ALWAYS_SET,
+        rflags: at(17) & PROGRAM_FLAGS | ALWAYS_SET,
     };
     let stack = AltStack {
         pointer: word(UCONTEXT + 16),

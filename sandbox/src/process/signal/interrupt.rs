@@ -19,7 +19,7 @@ impl Machine {
         if self.process.take_posted() {
             self.wake_signalled();
         }
-        if !self.process.may_have_signal() {
+        if !self.process.may_have_signal() || self.vcpu().is_in_stub() {
             return Ok(None);
         }
         loop {
@@ -64,7 +64,8 @@ impl Machine {
         let thread = self.process.threads.current_mut();
         thread.status = Status::Ready;
         if restarts {
-            thread.state.regs.rip -= CALL_BYTES;
+            // A program that jumped to the stub may return to anywhere.
+            thread.state.regs.rip = thread.state.regs.rip.wrapping_sub(CALL_BYTES);
             thread.state.regs.rax = number;
         } else {
             thread.state.regs.rax = (-i64::from(Errno::INTR.raw_os_error())) as u64;

@@ -123,7 +123,7 @@ static void more(const char *dir) {
     T(S(getcwd, page, 2)); T(truncate("f", 10)); T(stat("f", &st)); printf("%ld\n", (long)st.st_size); T(truncate("d", 0)); T(truncate("f", -1)); T(umask(0777)); T(umask(022)); T(S(statx, AT_FDCWD, "", AT_EMPTY_PATH, 0x7ff, page)); T(S(newfstatat, AT_FDCWD, "", page, 0));
     int fd = open("f", O_RDWR | O_APPEND); T(fcntl(fd, F_GETFL) & O_APPEND); T(write(fd, "x", 1)); T(lseek(fd, 0, SEEK_CUR)); T(pwrite(fd, "yz", 2, 0)); T(lseek(fd, 0, SEEK_END)); T(fcntl(fd, F_SETFL, O_NONBLOCK)); T(fcntl(fd, F_GETFL) & (O_APPEND | O_NONBLOCK));
     T(dup2(fd, 50)); T(lseek(50, 3, SEEK_SET)); T(lseek(fd, 0, SEEK_CUR)); T(fcntl(fd, F_SETFD, FD_CLOEXEC)); T(fcntl(50, F_GETFD)); T(close(50)); T(flock(fd, LOCK_EX)); T(flock(fd, 16)); T(flock(fd, LOCK_UN));
-    T(S(getxattr, "f", "user.x", page, 10)); T(S(getxattr, "none", "user.x", page, 10)); T(S(fadvise64, fd, 0, 0, 0)); T(S(fadvise64, fd, 0, 0, 99)); T(S(memfd_create, "m", 0x4000)); T(S(mknod, "fifo", S_IFREG | 0600, 0)); T(S(mknod, "f", S_IFREG, 0));
+    T(S(getxattr, "f", "user.x", page, 10) == -1 && (errno == ENODATA || errno == EOPNOTSUPP)); T(S(getxattr, "none", "user.x", page, 10)); T(S(fadvise64, fd, 0, 0, 0)); T(S(fadvise64, fd, 0, 0, 99)); T(S(memfd_create, "m", 0x4000)); T(S(mknod, "fifo", S_IFREG | 0600, 0)); T(S(mknod, "f", S_IFREG, 0));
     int dfd = open(".", O_RDONLY); T(S(getdents64, dfd, page, 1)); T(S(getdents64, fd, page, 4096)); long total = 0, n; while ((n = S(getdents64, dfd, page, 64)) > 0) total++; printf("%d entries\n", (int)total); close(dfd); close(fd);
 }
 
@@ -139,7 +139,7 @@ static void queues(void) {
     int e = epoll_create1(0); T(epoll_create1(99)); T(epoll_create(0)); pipe(p); struct epoll_event ev = {EPOLLIN | EPOLLET, {.u64 = 5}}, out[4]; T(epoll_ctl(e, EPOLL_CTL_ADD, p[0], &ev)); T(epoll_ctl(e, EPOLL_CTL_ADD, p[0], &ev)); T(epoll_ctl(e, EPOLL_CTL_MOD, p[1], &ev)); T(epoll_ctl(e, 9, p[0], &ev));
     T(epoll_ctl(e, EPOLL_CTL_ADD, e, &ev)); T(epoll_wait(e, out, 4, 0)); T(write(p[1], "a", 1)); T(epoll_wait(e, out, 4, -1)); T((long)out[0].data.u64); T(epoll_wait(e, out, 4, 0)); T(epoll_wait(e, out, 0, 0)); T(epoll_wait(e, out, -1, 0)); T(epoll_wait(p[0], out, 1, 0)); T(epoll_ctl(e, EPOLL_CTL_DEL, p[0], 0)); close(e); close(p[0]); close(p[1]);
     int t = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK); struct itimerspec it = {{0, 0}, {0, 1000000}}, bad_time = {{0, 0}, {0, 1000000000}}; T(timerfd_settime(t, 0, &bad_time, 0)); T(timerfd_settime(t, 99, &it, 0)); T(read(t, &x, 8)); T(timerfd_settime(t, 0, &it, 0)); q[0] = (struct pollfd){t, POLLIN}; T(poll(q, 1, -1)); T(read(t, &x, 8)); T((long)x); T(timerfd_create(55, 0)); close(t);
-    fd_set r; FD_ZERO(&r); FD_SET(90, &r); struct timeval tv = {0, 0}; T(select(91, &r, 0, 0, &tv)); T(select(-1, 0, 0, 0, &tv)); FD_ZERO(&r); T(select(0, 0, 0, 0, &tv)); tv.tv_usec = -1; T(select(0, 0, 0, 0, &tv)); tv.tv_usec = 2000; T(select(0, 0, 0, 0, &tv)); T(poll(0, 0, 2)); T(poll(0, 1 << 20, 0));
+    close(fcntl(1, F_DUPFD, 200)); /* select ignores what lies behind the end of the table */ fd_set r; FD_ZERO(&r); FD_SET(90, &r); struct timeval tv = {0, 0}; T(select(91, &r, 0, 0, &tv)); T(select(-1, 0, 0, 0, &tv)); FD_ZERO(&r); T(select(0, 0, 0, 0, &tv)); tv.tv_usec = -1; T(select(0, 0, 0, 0, &tv)); tv.tv_usec = 2000; T(select(0, 0, 0, 0, &tv)); T(poll(0, 0, 2)); T(poll(0, 1 << 20, 0));
 }
 
 int main(int argc, char **argv) {

@@ -45,6 +45,11 @@ fn has_kvm(test: &str) -> bool {
     }
 }
 
+/// Whether the machine is an emulated one, ten to fifty times slower.
+fn in_rig() -> bool {
+    std::env::var_os("NOVUM_RIG").is_some()
+}
+
 /// What is run and how.
 struct Run {
     manifest: Manifest,
@@ -60,7 +65,8 @@ impl Run {
         manifest.memory_bytes = 512 << 20;
         let output = Output::Collect { limit_bytes: 16 << 20 };
         let input = Input::Bytes(Bytes::new());
-        Self { manifest, input, output, deadline: Duration::from_secs(20), log: Arc::default() }
+        let deadline = Duration::from_secs(if in_rig() { 200 } else { 20 });
+        Self { manifest, input, output, deadline, log: Arc::default() }
     }
 
     fn args(mut self, args: &[&str]) -> Self {
