@@ -111,6 +111,9 @@ pub enum Error {
     /// A guest kernel.
     #[error(transparent)]
     Kernel(#[from] novum_kernel::Error),
+    /// A container image.
+    #[error(transparent)]
+    Image(#[from] novum_image::Error),
     /// No engine can run here.
     #[error("no engine can run on this machine")]
     NoEngine,
@@ -160,6 +163,9 @@ impl Error {
             Self::Snapshot(OpenError::Host(_)) => exit::CANNOT_RUN,
             Self::Snapshot(_) => exit::INVALID,
             Self::NoEngine => exit::CANNOT_RUN,
+            Self::Image(novum_image::Error::File { .. }) => exit::FILE,
+            Self::Image(novum_image::Error::TooLarge(_)) => exit::LIMIT,
+            Self::Image(_) => exit::INVALID,
             Self::ClosedPipe => exit::PIPE,
             Self::Serve(_) | Self::Dev(_) | Self::Kernel(_) | Self::Io { .. } => exit::OTHER,
         }
@@ -181,6 +187,7 @@ impl Error {
             Self::NoEngine => "NO_ENGINE",
             Self::Serve(_) => "SERVE",
             Self::Kernel(_) => "KERNEL",
+            Self::Image(_) => "IMAGE",
             Self::Dev(_) => "DEV",
             Self::ClosedPipe | Self::Io { .. } => "IO",
         }

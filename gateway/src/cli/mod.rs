@@ -9,6 +9,7 @@ mod deploy;
 mod dev;
 mod doctor;
 mod functions;
+mod image;
 mod input;
 mod invoke;
 mod kernel;
@@ -114,6 +115,7 @@ enum Command {
     Stats(stats::Args),
     Doctor(doctor::Args),
     Kernel(kernel::Args),
+    Image(image::Args),
     Completions(completions::Args),
 }
 
@@ -153,6 +155,7 @@ fn execute(cli: &Cli) -> Result<u8, Error> {
         Command::Stats(args) => block_on(stats::run(global, args)),
         Command::Doctor(args) => doctor::run(global, args),
         Command::Kernel(args) => kernel::run(global, args),
+        Command::Image(args) => image::run(global, args),
         Command::Completions(args) => completions::run(args),
     }
 }
