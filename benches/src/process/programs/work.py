@@ -1,0 +1,16 @@
+# Work on the CPU in an interpreter: calls, dictionaries, strings, big numbers. Prints nanoseconds, then a result.
+import time
+
+
+def fib(n):
+    return n if n < 2 else fib(n - 1) + fib(n - 2)
+
+
+start = time.perf_counter()
+words = {}
+for i in range(200_000):
+    key = f"k{i * 7919 % 50_021}"
+    words[key] = words.get(key, 0) + i
+result = fib(24) + sum(words.values()) + sum(len(str(3**n)) for n in range(7_900, 8_000))
+print((time.perf_counter() - start) * 1e9)
+print(result)
