@@ -80,6 +80,8 @@ pub(crate) struct Machine {
     /// Whose registers the vCPU holds.
     on_cpu: Option<u32>,
     ticking: bool,
+    /// When the timer strikes, where it does not tick.
+    strikes: Instant,
     deadline: Instant,
 }
 
@@ -107,6 +109,7 @@ impl Machine {
             process,
             on_cpu: None,
             ticking: false,
+            strikes: Instant::now(),
             deadline: Instant::now(),
         })
     }
@@ -147,18 +150,46 @@ impl Machine {
         }
     }
 
-    /// The timer ticks only while somebody has to be watched; otherwise it strikes once, at the deadline.
+    /// The timer ticks only while somebody has to be watched; otherwise it strikes once, when the first thing is due:
+    /// the deadline, a timer, the end of a blocked thread's wait.
     fn arm(&mut self) -> Result<(), RunError> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
+        let now = Instant::now();
+        let first = self.next_due().map_or(self.deadline, |due| due.min(self.deadline));
+        let left = first.saturating_duration_since(now);
         let left =
             self.process.next_timer().map_or(left, |timer| left.min(timer)).max(Duration::from_nanos(1));
+        self.strikes = now + left;
         self.ticking = self.must_tick();
         let (first, every) = if self.ticking { (left.min(SLICE), SLICE) } else { (left, Duration::ZERO) };
         self.timer.arm(first, every).map_err(RunError::host("start the timer"))
     }
 
     fn must_tick(&self) -> bool {
-        self.process.threads.any_ready() || self.process.memory.is_overcommitted()
+        self.process.threads.any_ready()
+            || self.process.memory.is_overcommitted()
+            || self.waits().any(|(_, wait)| wait.is_for_host())
+    }
+
+    /// What the blocked threads wait for.
+    fn waits(&self) -> impl Iterator<Item = (u32, &Wait)> {
+        self.process.threads.iter().filter_map(|thread| match &thread.status {
+            Status::Blocked(pending) => Some((thread.id, &pending.wait)),
+            Status::Ready => None,
+        })
+    }
+
+    /// When the first blocked thread wants to be woken.
+    fn next_due(&self) -> Option<Instant> {
+        self.waits().filter_map(|(_, wait)| wait.until).min()
+    }
+
+    /// While one thread has the CPU the others' waits go on: the timer must strike for them too.
+    fn watch_waits(&mut self) -> Result<(), RunError> {
+        if self.process.threads.len() == 1 || self.ticking {
+            return Ok(());
+        }
+        let early = self.next_due().is_some_and(|due| due < self.strikes);
+        if early || self.must_tick() { self.arm() } else { Ok(()) }
     }
 
     /// Tells the VM what changed in the address space.
@@ -302,8 +333,10 @@ impl Machine {
     /// Gives the CPU to a thread that can go on, waiting for one if need be.
     fn choose(&mut self, deadline: Instant) -> Result<Option<Ended>, RunError> {
         loop {
+            self.wake_due();
             while let Some(id) = self.process.threads.next() {
                 if let Some(ended) = self.resume(id)? {
+                    self.watch_waits()?;
                     return Ok(ended);
                 }
             }
@@ -362,29 +395,43 @@ impl Machine {
         if self.wake_signalled() {
             return Ok(None);
         }
-        let waits: BTreeMap<u32, Wait> = self
-            .process
-            .threads
-            .iter()
-            .filter_map(|thread| match &thread.status {
-                Status::Blocked(pending) => Some((thread.id, pending.wait.clone())),
-                Status::Ready => None,
-            })
-            .collect();
+        let waits: BTreeMap<u32, Wait> = self.waits().map(|(id, wait)| (id, wait.clone())).collect();
         let timer = self.process.next_timer().and_then(|left| Instant::now().checked_add(left));
         let until = waits.values().filter_map(|wait| wait.until).chain(timer).chain([deadline]).min();
         let until = until.unwrap_or(deadline);
         let ready = self.poll(&waits, until)?;
         self.kick.clear();
-        let now = Instant::now();
-        for (id, wait) in &waits {
-            let due = wait.until.is_some_and(|until| until <= now);
-            if due || ready.contains(id) {
-                self.process.threads.wake(*id);
-                self.process.threads.wake_current_if(*id);
-            }
-        }
+        self.wake_all(ready);
         Ok(None)
+    }
+
+    /// Wakes the blocked threads whose time has come.
+    fn wake_due(&mut self) {
+        let now = Instant::now();
+        let due: Vec<u32> = self.waits().filter(|(_, wait)| wait.is_due(now)).map(|(id, _)| id).collect();
+        self.wake_all(due);
+    }
+
+    fn wake_all(&mut self, ids: Vec<u32>) {
+        for id in ids {
+            self.process.threads.wake(id);
+            self.process.threads.wake_current_if(id);
+        }
+    }
+
+    /// Looks, without waiting, whether anything came for blocked threads while another one runs.
+    fn look_around(&mut self) -> Result<(), RunError> {
+        self.wake_due();
+        let waits: BTreeMap<u32, Wait> = self
+            .waits()
+            .filter(|(_, wait)| wait.is_for_host())
+            .map(|(id, wait)| (id, wait.clone()))
+            .collect();
+        if !waits.is_empty() {
+            let ready = self.poll(&waits, Instant::now())?;
+            self.wake_all(ready);
+        }
+        Ok(())
     }
 
     /// Waits for the events of `waits` until `until`; the threads whose events came.
@@ -435,6 +482,9 @@ impl Machine {
             return Ok(Some(ended));
         }
         self.process.expire_timers();
+        if self.process.threads.len() > 1 {
+            self.look_around()?;
+        }
         if !self.ticking || !self.must_tick() {
             self.arm()?;
         }

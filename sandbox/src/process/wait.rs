@@ -26,3 +26,15 @@ pub(crate) struct Wait {
     /// When the call's own time limit ends, counted from its first attempt: for the call itself to see again.
     pub(crate) deadline: Option<Instant>,
 }
+
+impl Wait {
+    /// Whether its time has come.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| until <= now)
+    }
+
+    /// Whether something outside of the process may end it.
+    pub(crate) fn is_for_host(&self) -> bool {
+        !self.host.is_empty() || self.input || self.output
+    }
+}

@@ -58,6 +58,26 @@ async fn memory_behaves_as_on_linux() {
 }
 
 #[tokio::test]
+async fn waits_end_while_another_thread_keeps_the_cpu() {
+    if !has_kvm("waits_end_while_another_thread_keeps_the_cpu") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let program = compile(dir.path(), include_str!("waits.c"), &["-pthread"]);
+    let (sender, receiver) = tokio::sync::mpsc::channel(1);
+    let mut plan = Run::new().with_libraries();
+    plan.input = novum_sandbox::Input::Stream(receiver);
+    let later = tokio::spawn(async move {
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        let _ = sender.send(bytes::Bytes::from_static(b"x")).await;
+    });
+    let reply = plan.run(&program).await.unwrap();
+    later.await.unwrap();
+    let text = String::from_utf8_lossy(&reply.output);
+    assert_eq!(text, "slept\njoined\n-1 1\n0\n1 1\n1 x\nend\n", "{:?}", reply.exit);
+}
+
+#[tokio::test]
 async fn vector_registers_survive_calls() {
     if !has_kvm("vector_registers_survive_calls") {
         return;
