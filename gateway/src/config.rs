@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+/// Less than this and no function of any size would run.
+const LEAST_BUDGET_BYTES: u64 = 16 << 20;
+
 /// Where a gateway listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listen {
@@ -74,6 +77,8 @@ pub struct ServeConfig {
     pub max_sandboxes: u32,
     /// Largest memory of one sandbox that a manifest may ask for.
     pub max_memory_bytes: u64,
+    /// What all sandboxes together may hold: pages that only they have, and the kernel's part.
+    pub memory_budget_bytes: u64,
 }
 
 impl ServeConfig {
@@ -95,6 +100,7 @@ impl ServeConfig {
             log_bytes: 256 << 10,
             max_sandboxes: 1000,
             max_memory_bytes: 4 << 30,
+            memory_budget_bytes: crate::budget::default_limit_bytes(),
         }
     }
 
@@ -121,6 +127,9 @@ impl ServeConfig {
         }
         if self.max_sandboxes == 0 {
             return refuse("max-sandboxes", "must be at least 1");
+        }
+        if self.memory_budget_bytes < LEAST_BUDGET_BYTES {
+            return refuse("memory-budget", "must be at least 16MiB");
         }
         if let Some(path) = self.allow_shares.iter().find(|path| !path.is_absolute()) {
             return refuse("allow-share", &format!("{} is not an absolute path", path.display()));
@@ -158,11 +167,12 @@ mod tests {
         let good = ServeConfig::new("/tmp/x");
         assert_eq!(good.check(), Ok(()));
         type Spoil = fn(&mut ServeConfig);
-        let cases: [(&str, Spoil); 5] = [
+        let cases: [(&str, Spoil); 6] = [
             ("listen", |c| c.listen.clear()),
             ("workers", |c| c.workers = 0),
             ("max-payload", |c| c.max_payload_bytes = 0),
             ("keep-versions", |c| c.keep_versions = 0),
+            ("memory-budget", |c| c.memory_budget_bytes = 1 << 20),
             ("allow-share", |c| c.allow_shares.push("x".into())),
         ];
         for (option, spoil) in cases {

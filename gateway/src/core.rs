@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::artifacts::{Artifacts, Upload};
+use crate::budget::Budget;
 use crate::config::ServeConfig;
 use crate::engines::Engines;
 use crate::error::Error;
@@ -66,6 +67,7 @@ pub struct Core {
     pub(crate) registry: Arc<Registry>,
     pub(crate) logs: Arc<Logs>,
     pub(crate) shares: SharePolicy,
+    pub(crate) budget: Arc<Budget>,
     /// Where everything runs that is not on an invocation's way.
     pub(crate) control: Handle,
     /// One for each of some names: deploys of one name come one after the other.
@@ -88,6 +90,7 @@ impl Core {
         let core = control.spawn_blocking(move || Self::open_blocking(config, opening)).await??;
         core.control.spawn(prepare_all(Arc::clone(&core)));
         core.control.spawn(keep_pools(Arc::downgrade(&core)));
+        core.control.spawn(Budget::keep(Arc::downgrade(&core.budget)));
         Ok(core)
     }
 
@@ -120,6 +123,7 @@ impl Core {
             invocations: TaskTracker::new(),
             draining: CancellationToken::new(),
             started: Instant::now(),
+            budget: Budget::new(config.memory_budget_bytes),
             config,
             engines,
             artifacts,
@@ -170,7 +174,7 @@ impl Core {
             self.shares.clone(),
             self.control.clone(),
         );
-        let pool = Pool::new(record.manifest.pool, image, self.control.clone());
+        let pool = Pool::new(record.manifest.pool, image, Arc::clone(&self.budget), self.control.clone());
         let storage = Storage::new(Arc::clone(&self.artifacts), key, self.control.clone());
         Deployment::new(record, function, pool, shared, storage)
     }
@@ -191,6 +195,12 @@ impl Core {
     #[must_use]
     pub fn engines(&self) -> &Engines {
         &self.engines
+    }
+
+    /// The memory of all sandboxes.
+    #[must_use]
+    pub fn budget(&self) -> &Budget {
+        &self.budget
     }
 
     /// All log lines.

@@ -21,6 +21,7 @@ use crate::metrics::Count;
 use crate::note::{Note, Outcome, Stop};
 use crate::pool::{Lease, LeaseError};
 use crate::timings::{Clocks, Timings};
+use crate::units::format_size;
 
 /// How much longer than its deadline an engine may take to end a run by itself.
 const GRACE: Duration = Duration::from_millis(500);
@@ -148,6 +149,11 @@ fn no_lease(deployment: &Deployment, arrived: Instant, error: LeaseError) -> Err
             Error::QueueFull { function, max, queue, retry_after: retry_after(deployment) }
         }
         LeaseError::Deadline => Error::DeadlineBeforeStart { waited: arrived.elapsed() },
+        LeaseError::NoMemory(full) => {
+            stats.count(Count::Refused);
+            let [held, limit] = [full.held_bytes, full.limit_bytes].map(format_size);
+            Error::MemoryBudget { function, held, limit, retry_after: retry_after(deployment) }
+        }
         LeaseError::Image(ImageError::Start(SandboxError::Capacity { reason })) => {
             stats.count(Count::Refused);
             Error::Capacity { reason, retry_after: retry_after(deployment) }

@@ -108,6 +108,22 @@ pub enum Error {
         /// When to try again.
         retry_after: Duration,
     },
+    /// The gateway's memory budget is used up.
+    #[error(
+        "there is no memory for another sandbox of {function}: all sandboxes hold {held} of the gateway's budget of {limit} and \
+         none is idle; try again later, lower `pool.max` or `memory` of the functions that hold most (`novum stats`), or \
+         start the gateway with a larger --memory-budget"
+    )]
+    MemoryBudget {
+        /// The function.
+        function: String,
+        /// What all sandboxes hold, for people.
+        held: String,
+        /// What they may hold, for people.
+        limit: String,
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// The deadline passed before the program ran.
     #[error("the deadline passed after {waited:?} of waiting for a sandbox; nothing was run")]
     DeadlineBeforeStart {

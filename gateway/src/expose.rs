@@ -13,6 +13,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::core::Core;
 use crate::functions::Entry;
 use crate::metrics::{BUCKETS_NS, Count, FunctionStats, Latencies, Part};
+use crate::pool::Pool;
 use crate::service::admin::resident_bytes;
 
 /// What HTTP says the page is.
@@ -79,16 +80,24 @@ impl Collector for Gateway {
         encode_gateway(&mut encoder, &core)?;
         encode_counters(&mut encoder, &all)?;
         encode_gauges(&mut encoder, &all)?;
+        encode_memory(&mut encoder, &all)?;
         encode_latencies(&mut encoder, &all)
     }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
 fn encode_gateway(encoder: &mut DescriptorEncoder<'_>, core: &Core) -> Encoded {
-    let gauges: [(&str, &str, f64); 4] = [
+    let budget = core.budget();
+    let gauges: [(&str, &str, f64); 6] = [
         ("resident_memory_bytes", "Resident memory of the gateway's process", resident_bytes() as f64),
         ("uptime_seconds", "Time since the gateway's start", core.uptime().as_secs_f64()),
         ("functions", "Deployed functions", core.functions().all().len() as f64),
+        (
+            "all_sandboxes_memory_bytes",
+            "Memory that only sandboxes hold, as last measured",
+            budget.measured_bytes() as f64,
+        ),
+        ("memory_budget_bytes", "What sandboxes may hold together", budget.limit_bytes() as f64),
         ("draining", "1: no new invocation is taken", if core.draining() { 1.0 } else { 0.0 }),
     ];
     for (name, help, value) in gauges {
@@ -114,6 +123,23 @@ fn encode_counters(encoder: &mut DescriptorEncoder<'_>, all: &[Series]) -> Encod
             let labels = series.labels_and("start", start);
             ConstCounter::new(total).encode(metric.encode_family(&labels)?)?;
         }
+    }
+    Ok(())
+}
+
+fn encode_memory(encoder: &mut DescriptorEncoder<'_>, all: &[Series]) -> Encoded {
+    let help = "Idle sandboxes removed because the memory budget was reached";
+    let mut metric = encoder.encode_descriptor("evictions", help, None, MetricType::Counter)?;
+    for series in all {
+        let evicted = series.entry.sum(Pool::evicted);
+        ConstCounter::new(evicted).encode(metric.encode_family(&series.labels())?)?;
+    }
+    let help = "Memory that only this function's sandboxes hold, as last measured";
+    let mut metric =
+        encoder.encode_descriptor("sandbox_memory", help, Some(&Unit::Bytes), MetricType::Gauge)?;
+    for series in all {
+        let bytes = i64::try_from(series.entry.sum(Pool::measured_bytes)).unwrap_or(i64::MAX);
+        ConstGauge::new(bytes).encode(metric.encode_family(&series.labels())?)?;
     }
     Ok(())
 }

@@ -127,6 +127,12 @@ impl Entry {
         sum
     }
 
+    /// A number of its pools, added up.
+    #[must_use]
+    pub fn sum(&self, of: impl Fn(&Pool) -> u64) -> u64 {
+        self.versions.iter().map(|version| of(&version.pool)).sum()
+    }
+
     /// The version asked for; 0 is the current one.
     ///
     /// # Errors

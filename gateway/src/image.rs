@@ -140,6 +140,12 @@ impl ImageCell {
         self.image.get().map_or(Renewal::Restart, |image| image.renewal())
     }
 
+    /// What all its living sandboxes hold.
+    #[must_use]
+    pub fn private_bytes(&self) -> u64 {
+        self.image.get().map_or(0, |image| image.private_bytes())
+    }
+
     /// A new sandbox.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! The novum gateway: functions nobody has to trust, over gRPC and HTTP.
 
 pub mod artifacts;
+pub mod budget;
 pub mod cli;
 pub mod client;
 pub mod config;

@@ -10,11 +10,12 @@
 //!
 //! A permit stands for one caller; `pool.max` of them exist. Waiters get them in the order of their arrival. A permit
 //! is given back only after a background reset, so that a waiter finds the clean sandbox instead of starting one.
+//! Every start takes its memory from the gateway's [`Budget`], which may remove idle sandboxes.
 //! The only lock is that of the idle list; it is held for a push or a pop.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use novum_sandbox::{Disposition, Pool as Limits, Renewal, Sandbox};
@@ -22,6 +23,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
+use crate::budget::{Budget, Full, Need};
 use crate::image::{ImageCell, ImageError};
 
 /// Why there is no lease.
@@ -33,6 +35,9 @@ pub enum LeaseError {
     /// The deadline passed while waiting or starting.
     #[error("the deadline passed before there was a sandbox")]
     Deadline,
+    /// The gateway's memory budget is used up, and nothing idle could be removed.
+    #[error("the memory budget of {} bytes is used up", .0.limit_bytes)]
+    NoMemory(Full),
     /// There is no image, or it did not start.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -62,8 +67,20 @@ pub struct Pool {
     cooled: AtomicBool,
     /// No longer invocable: nothing is kept.
     retired: AtomicBool,
+    budget: Arc<Budget>,
+    /// What its sandboxes hold, as last measured, and one of them on average.
+    measured_bytes: AtomicU64,
+    typical_bytes: AtomicU64,
+    /// Idle sandboxes that had to make room.
+    evicted: AtomicU64,
     /// Where background work runs.
     control: Handle,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("limits", &self.limits).field("now", &self.occupancy()).finish()
+    }
 }
 
 /// What a pool does now.
@@ -88,8 +105,8 @@ impl std::ops::AddAssign for Occupancy {
 impl Pool {
     /// An empty pool.
     #[must_use]
-    pub fn new(limits: Limits, image: ImageCell, control: Handle) -> Arc<Self> {
-        Arc::new(Self {
+    pub fn new(limits: Limits, image: ImageCell, budget: Arc<Budget>, control: Handle) -> Arc<Self> {
+        let pool = Arc::new(Self {
             limits,
             image,
             permits: Semaphore::new(limits.max as usize),
@@ -101,8 +118,14 @@ impl Pool {
             fill_planned: AtomicBool::new(false),
             cooled: AtomicBool::new(false),
             retired: AtomicBool::new(false),
+            budget,
+            measured_bytes: AtomicU64::new(0),
+            typical_bytes: AtomicU64::new(0),
+            evicted: AtomicU64::new(0),
             control,
-        })
+        });
+        pool.budget.watch(&pool);
+        pool
     }
 
     /// What it starts sandboxes from.
@@ -135,6 +158,11 @@ impl Pool {
             return Ok(permit.lease(sandbox, queued, None));
         }
         let began = Instant::now();
+        if !self.image.is_ready() {
+            // What a sandbox will need is known only then.
+            before(deadline, self.image.get()).await??;
+        }
+        self.budget.take(self.need(), deadline).await.map_err(LeaseError::NoMemory)?;
         let sandbox = before(deadline, self.image.start()).await??;
         Ok(permit.lease(sandbox, queued, Some(began.elapsed())))
     }
@@ -178,6 +206,8 @@ impl Pool {
             idle.push_back(Idle { sandbox, since: Instant::now() });
             self.idle_count.store(u32::try_from(idle.len()).unwrap_or(u32::MAX), Ordering::Release);
         }
+        drop(idle);
+        self.budget.became_idle();
     }
 
     /// Starts what `pool.min` lacks, in the background.
@@ -196,6 +226,10 @@ impl Pool {
 
     async fn fill(&self) -> Result<(), ImageError> {
         while self.lacks_idle() {
+            if !self.budget.take_ahead(self.need()) {
+                // Looked at again every second.
+                break;
+            }
             let _filling = Counted::new(&self.filling);
             let sandbox = self.image.start().await?;
             self.put_idle(sandbox);
@@ -232,6 +266,60 @@ impl Pool {
         self.idle_count.store(u32::try_from(idle.len()).unwrap_or(u32::MAX), Ordering::Release);
         drop(idle);
         drop(expired);
+    }
+
+    fn need(&self) -> Need {
+        Need::new(self.typical_bytes(), self.image.renewal() == Renewal::Reset)
+    }
+
+    /// What one of its sandboxes held on average when that was last measured.
+    #[must_use]
+    pub fn typical_bytes(&self) -> u64 {
+        self.typical_bytes.load(Ordering::Relaxed)
+    }
+
+    /// What its sandboxes held together when that was last measured.
+    #[must_use]
+    pub fn measured_bytes(&self) -> u64 {
+        self.measured_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Idle sandboxes that were removed for the memory budget's sake.
+    #[must_use]
+    pub fn evicted(&self) -> u64 {
+        self.evicted.load(Ordering::Relaxed)
+    }
+
+    /// Asks the engine what the sandboxes hold. May take milliseconds.
+    pub(crate) fn measure(&self) -> u64 {
+        let bytes = self.image.private_bytes();
+        self.measured_bytes.store(bytes, Ordering::Relaxed);
+        let now = self.occupancy();
+        let alive = now.running + now.idle + self.renewing.load(Ordering::Relaxed);
+        // Nothing alive says nothing about the next one.
+        if bytes > 0 && alive > 0 {
+            self.typical_bytes.store(bytes / u64::from(alive), Ordering::Relaxed);
+        }
+        bytes
+    }
+
+    /// Since when the sandbox that was used longest ago is idle.
+    pub(crate) fn idle_since(&self) -> Option<Instant> {
+        if self.idle_count.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        self.idle.lock().front().map(|oldest| oldest.since)
+    }
+
+    /// Removes the sandbox that was used longest ago, also below `pool.min`.
+    pub(crate) fn evict_oldest(&self) -> bool {
+        let mut idle = self.idle.lock();
+        let oldest = idle.pop_front();
+        self.idle_count.store(u32::try_from(idle.len()).unwrap_or(u32::MAX), Ordering::Release);
+        drop(idle);
+        let found = oldest.is_some();
+        self.evicted.fetch_add(u64::from(found), Ordering::Relaxed);
+        found
     }
 
     /// No longer the current version: nothing is started ahead of a caller, and what is idle goes when its time is over.

@@ -89,6 +89,10 @@ impl Sandbox for FakeSandbox {
 }
 
 fn pool(fake: &Arc<Fake>, limits: Limits) -> Arc<Pool> {
+    pool_with(fake, limits, Budget::new(u64::MAX))
+}
+
+fn pool_with(fake: &Arc<Fake>, limits: Limits, budget: Arc<Budget>) -> Arc<Pool> {
     let manifest = Manifest { pool: limits, ..Manifest::new("f".parse().unwrap()) };
     let artifact = Artifact {
         format: ArtifactFormat::File,
@@ -98,7 +102,7 @@ fn pool(fake: &Arc<Fake>, limits: Limits) -> Arc<Pool> {
     let function = Arc::new(Function { version: 1, manifest, artifact });
     let control = Handle::current();
     let image = ImageCell::new(function, Ok(fake.clone_counts()), SharePolicy::default(), control.clone());
-    Pool::new(limits, image, control)
+    Pool::new(limits, image, budget, control)
 }
 
 fn limits(max: u32, queue: u32) -> Limits {
@@ -222,5 +226,106 @@ async fn the_minimum_is_kept_warm_and_the_rest_expires() {
         assert_eq!(pool.occupancy().idle, 2);
         pool.retire();
         settle(|| fake.alive.load(Ordering::SeqCst) == 0).await;
+    }
+}
+
+/// A pool of sandboxes that are reset, with the gateway's budget.
+fn kept(budget: &Arc<Budget>, min: u32) -> (Arc<Fake>, Arc<Pool>) {
+    let fake = Fake::new(Renewal::Reset);
+    let limits = Limits { min, max: 8, queue: 8, idle: Duration::from_secs(60) };
+    let pool = pool_with(&fake, limits, Arc::clone(budget));
+    (fake, pool)
+}
+
+async fn make_idle(pool: &Arc<Pool>) {
+    let mut lease = lease(pool).await.unwrap();
+    lease.decide(Disposition::Keep);
+}
+
+#[tokio::test]
+async fn a_full_budget_removes_the_idle_sandbox_used_longest_ago_of_any_function() {
+    let budget = Budget::new(3 * SANDBOX_BYTES as u64);
+    let [(_, a), (_, b), (of_c, c)] = [kept(&budget, 0), kept(&budget, 0), kept(&budget, 0)];
+    make_idle(&a).await;
+    let mut two = [lease(&b).await.unwrap(), lease(&b).await.unwrap()];
+    two.iter_mut().for_each(|lease| lease.decide(Disposition::Keep));
+    drop(two);
+    tokio::spawn(Budget::keep(Arc::downgrade(&budget)));
+    let mut leases = Vec::new();
+    for expected in [(0, 2), (0, 1), (0, 0)] {
+        let lease = lease(&c).await.unwrap();
+        assert!(lease.cold);
+        leases.push(lease);
+        settle(|| (a.occupancy().idle, b.occupancy().idle) == expected).await;
+        settle(|| budget.measured_bytes() == 3 * SANDBOX_BYTES as u64).await;
+    }
+    assert_eq!((a.evicted(), b.evicted(), c.evicted()), (1, 2, 0));
+    assert_eq!((budget.measured_bytes(), of_c.alive.load(Ordering::SeqCst)), (3 * SANDBOX_BYTES as u64, 3));
+}
+
+#[tokio::test]
+async fn a_start_without_memory_waits_for_an_idle_sandbox_and_is_refused_without_one() {
+    let budget = Budget::new(2 * SANDBOX_BYTES as u64);
+    let [(_, a), (_, b)] = [kept(&budget, 0), kept(&budget, 0)];
+    let mut held = [lease(&a).await.unwrap(), lease(&a).await.unwrap()];
+    tokio::spawn(Budget::keep(Arc::downgrade(&budget)));
+    settle(|| budget.measured_bytes() == budget.limit_bytes()).await;
+    let now = Instant::now();
+    let refused = b.lease(now, now + Duration::from_millis(50)).await;
+    assert!(matches!(refused, Err(LeaseError::NoMemory(full)) if full.held_bytes >= full.limit_bytes));
+    assert_eq!((b.occupancy(), a.evicted()), (Occupancy::default(), 0), "what runs is left alone");
+    let waiting = Arc::clone(&b);
+    let waiter = tokio::spawn(async move { lease(&waiting).await });
+    settle(|| b.occupancy().running == 1).await;
+    held.iter_mut().for_each(|lease| lease.decide(Disposition::Keep));
+    drop(held);
+    assert!(waiter.await.unwrap().is_ok());
+    assert!(a.evicted() >= 1);
+}
+
+#[tokio::test]
+async fn what_is_kept_ready_makes_room_and_comes_back_only_when_there_is_plenty() {
+    let budget = Budget::new(32 * SANDBOX_BYTES as u64);
+    let [(_, ready), (_, busy)] = [kept(&budget, 4), kept(&budget, 0)];
+    ready.image().get().await.map(drop).unwrap();
+    ready.fill_later();
+    settle(|| ready.occupancy().idle == 4).await;
+    tokio::spawn(Budget::keep(Arc::downgrade(&budget)));
+    let mut leases = Vec::new();
+    for _ in 0..8 {
+        leases.push(lease(&busy).await.unwrap());
+    }
+    let more = Limits { min: 0, max: 32, queue: 0, idle: Duration::from_secs(60) };
+    let crowd = pool_with(&Fake::new(Renewal::Reset), more, Arc::clone(&budget));
+    for _ in 0..22 {
+        leases.push(lease(&crowd).await.unwrap());
+        settle(|| budget.measured_bytes() >= 4 * SANDBOX_BYTES as u64).await;
+    }
+    settle(|| ready.occupancy().idle <= 2).await;
+    let evicted = ready.evicted();
+    ready.fill_later();
+    settle(|| budget.measured_bytes() >= 30 * SANDBOX_BYTES as u64).await;
+    assert!(ready.occupancy().idle <= 2 && evicted >= 2, "{:?} {evicted}", ready.occupancy());
+    drop(leases);
+    settle(|| {
+        ready.fill_later();
+        ready.occupancy().idle == 4
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_pool_scales_to_zero_and_back() {
+    let fake = Fake::new(Renewal::Reset);
+    let pool = pool(&fake, Limits { min: 0, max: 4, queue: 0, idle: Duration::ZERO });
+    for round in 1..=2 {
+        let mut one = lease(&pool).await.unwrap();
+        assert!(one.cold);
+        one.decide(Disposition::Reset);
+        drop(one);
+        settle(|| pool.occupancy().idle == 1).await;
+        pool.expire(Instant::now());
+        settle(|| fake.alive.load(Ordering::SeqCst) == 0).await;
+        assert_eq!((fake.starts.load(Ordering::SeqCst), pool.occupancy()), (round, Occupancy::default()));
     }
 }

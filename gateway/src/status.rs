@@ -132,7 +132,9 @@ pub fn http(error: &Error) -> HttpError {
 
 fn retry_after(error: &Error) -> Option<Duration> {
     match error {
-        Error::QueueFull { retry_after, .. } | Error::Capacity { retry_after, .. } => Some(*retry_after),
+        Error::QueueFull { retry_after, .. }
+        | Error::Capacity { retry_after, .. }
+        | Error::MemoryBudget { retry_after, .. } => Some(*retry_after),
         _ => None,
     }
 }
@@ -155,6 +157,9 @@ fn judge(error: &Error) -> Verdict {
             quota(&format!("function:{function}/pool.queue"), error).with(&retry_info(*retry_after))
         }
         Error::Capacity { retry_after, .. } => quota("max-sandboxes", error).with(&retry_info(*retry_after)),
+        Error::MemoryBudget { retry_after, .. } => {
+            quota("memory-budget", error).with(&retry_info(*retry_after))
+        }
         Error::DeadlineBeforeStart { .. } => Verdict::new(Code::DeadlineExceeded),
         Error::Draining => Verdict::new(Code::Unavailable),
         Error::Stopped { error, run } => stopped(error).with(&failure(run)),

@@ -164,6 +164,15 @@ pub(super) struct Settings {
         hide_env_values = true
     )]
     max_memory: Option<Size>,
+    /// What all sandboxes together may hold [default: three quarters of the machine's memory]
+    #[arg(
+        long,
+        help_heading = "Limits",
+        value_name = "SIZE",
+        env = "NOVUM_MEMORY_BUDGET",
+        hide_env_values = true
+    )]
+    memory_budget: Option<Size>,
 }
 
 /// A value that is text on the command line, and text (or for sizes a number) in a file.
@@ -257,6 +266,7 @@ impl Settings {
         set(&mut config.log_bytes, index(&self.log_bytes));
         set(&mut config.max_sandboxes, self.max_sandboxes);
         set(&mut config.max_memory_bytes, bytes(&self.max_memory));
+        set(&mut config.memory_budget_bytes, bytes(&self.memory_budget));
         Ok(())
     }
 }

@@ -31,10 +31,12 @@ pub(super) async fn run(global: &Global, _args: &Args) -> Result<u8, Error> {
 
 fn show(stats: &v1::StatsResponse) -> Result<(), Error> {
     output::line(format_args!(
-        "novum {}, up {}, {} resident{}",
+        "novum {}, up {}, {} resident; sandboxes hold {} of {}{}",
         stats.version,
         format_duration(duration(stats.uptime.as_ref())),
         format_size(stats.resident_bytes),
+        format_size(stats.sandbox_bytes),
+        format_size(stats.memory_budget_bytes),
         if stats.draining { ", draining" } else { "" },
     ))?;
     for engine in &stats.engines {
@@ -51,8 +53,8 @@ fn show(stats: &v1::StatsResponse) -> Result<(), Error> {
     }
     output::line("")?;
     let heading = [
-        "FUNCTION", "VERSION", "RUNNING", "QUEUED", "IDLE", "OK", "FAILED", "STOPPED", "REFUSED", "COLD",
-        "P50", "P99",
+        "FUNCTION", "VERSION", "RUNNING", "QUEUED", "IDLE", "MEMORY", "OK", "FAILED", "STOPPED", "REFUSED",
+        "COLD", "EVICTED", "P50", "P99",
     ];
     output::table(&heading, &stats.functions.iter().map(row).collect::<Vec<_>>())
 }
@@ -62,7 +64,8 @@ fn row(f: &v1::FunctionStats) -> Vec<String> {
         |d: Option<&prost_types::Duration>| d.map_or("-".into(), |d| format_duration(duration(Some(d))));
     let mut cells = vec![f.function.clone(), f.version.to_string()];
     cells.extend([f.running, f.queued, f.idle].map(|n| n.to_string()));
-    cells.extend([f.succeeded, f.failed, f.stopped, f.refused, f.cold].map(|n| n.to_string()));
+    cells.push(format_size(f.sandbox_bytes));
+    cells.extend([f.succeeded, f.failed, f.stopped, f.refused, f.cold, f.evicted].map(|n| n.to_string()));
     cells.extend([latency(f.latency_p50.as_ref()), latency(f.latency_p99.as_ref())]);
     cells
 }
@@ -73,7 +76,7 @@ fn stats_json(stats: &v1::StatsResponse) -> Value {
         json!({
             "function": f.function, "version": f.version, "running": f.running, "queued": f.queued,
             "idle": f.idle, "succeeded": f.succeeded, "failed": f.failed, "stopped": f.stopped,
-            "refused": f.refused, "cold": f.cold,
+            "refused": f.refused, "cold": f.cold, "evicted": f.evicted, "sandbox_bytes": f.sandbox_bytes,
             "latency_p50_us": f.latency_p50.as_ref().map(us), "latency_p99_us": f.latency_p99.as_ref().map(us),
         })
     };
@@ -82,6 +85,8 @@ fn stats_json(stats: &v1::StatsResponse) -> Value {
         "version": stats.version,
         "uptime_s": duration(stats.uptime.as_ref()).as_secs_f64(),
         "resident_bytes": stats.resident_bytes,
+        "sandbox_bytes": stats.sandbox_bytes,
+        "memory_budget_bytes": stats.memory_budget_bytes,
         "draining": stats.draining,
         "functions": stats.functions.iter().map(function).collect::<Vec<_>>(),
         "engines": stats.engines.iter().map(engine).collect::<Vec<_>>(),

@@ -11,6 +11,7 @@ use crate::core::Core;
 use crate::functions::Entry;
 use crate::metrics::Count;
 use crate::note::Stop;
+use crate::pool::Pool;
 
 /// The service.
 pub struct AdminService {
@@ -43,6 +44,8 @@ impl Admin for AdminService {
             draining: self.core.draining(),
             functions,
             engines: engines.collect(),
+            sandbox_bytes: self.core.budget().measured_bytes(),
+            memory_budget_bytes: self.core.budget().limit_bytes(),
         }))
     }
 }
@@ -67,6 +70,8 @@ fn function_stats(entry: &Entry) -> proto::FunctionStats {
         cold: stats.cold(),
         latency_p50: latency(0.5),
         latency_p99: latency(0.99),
+        sandbox_bytes: entry.sum(Pool::measured_bytes),
+        evicted: entry.sum(Pool::evicted),
     }
 }
 
