@@ -143,10 +143,26 @@ impl Share {
     /// What `open(2)` says; `EACCES` for a FIFO or device, `ENXIO` for a socket, `EROFS` for a change in a read-only
     /// share.
     pub fn open(&self, path: &[u8], links: Links, flags: OFlags, mode: u32) -> Result<OpenFile, Errno> {
+        self.open_seen(path, links, flags, mode, None)
+    }
+
+    /// [`Share::open`] for a caller that has just looked at `path` with [`Share::stat`] and gives what it said. A file
+    /// that is another one by now is looked at again.
+    ///
+    /// # Errors
+    /// As [`Share::open`].
+    pub fn open_seen(
+        &self,
+        path: &[u8],
+        links: Links,
+        flags: OFlags,
+        mode: u32,
+        mut seen: Option<Attr>,
+    ) -> Result<OpenFile, Errno> {
         let writes = flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC);
         let follow = !flags.contains(OFlags::NOFOLLOW);
         for _ in 0..RACE_RETRIES {
-            let found = match self.stat(path, links, follow) {
+            let found = match seen.take().map_or_else(|| self.stat(path, links, follow), Ok) {
                 Ok(attr) => attr,
                 Err(Errno::NOENT) if flags.contains(OFlags::CREATE) => {
                     match self.create(path, links, flags, mode) {

@@ -39,8 +39,7 @@ impl Files {
     /// # Errors
     /// As the manual page says.
     pub(crate) fn stat(&mut self, dirfd: i32, path: &[u8], end: End, empty: bool) -> Result<Attr, Errno> {
-        let place = self.find(dirfd, path, end, empty)?;
-        self.attr(&place)
+        self.find_attr(dirfd, path, end, empty).map(|(_, attr)| attr)
     }
 
     /// `fstat(2)`.
@@ -63,8 +62,7 @@ impl Files {
         empty: bool,
         check: AccessCheck,
     ) -> Result<(), Errno> {
-        let place = self.find(dirfd, path, end, empty)?;
-        let attr = self.attr(&place)?;
+        let (place, attr) = self.find_attr(dirfd, path, end, empty)?;
         if check.execute && attr.kind() != FileType::Directory && attr.mode & 0o111 == 0 {
             return Err(Errno::ACCESS);
         }

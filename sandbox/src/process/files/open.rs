@@ -11,7 +11,7 @@ use super::table::{Description, FileId, Object};
 use super::tree::{Body, Content, Node, join};
 use super::walk::{Last, Limits};
 use super::{End, Files, Place};
-use crate::share::Links;
+use crate::share::{Attr, Links};
 
 const CREATE: u32 = libc::O_CREAT as u32;
 const EXCL: u32 = libc::O_EXCL as u32;
@@ -60,7 +60,7 @@ impl Files {
                     Last::Name(name) => self.path_in(&walked.dir, &name),
                     _ => self.name_of(&place),
                 };
-                self.open_place(place, path, flags)?
+                self.open_place(place, path, flags, walked.seen)?
             }
             (None, Last::Name(name)) if flags & CREATE != 0 => {
                 self.create_file(&walked.dir, &name, flags, mode)?
@@ -166,9 +166,15 @@ impl Files {
         }
     }
 
-    /// Opens what exists.
-    fn open_place(&mut self, place: Place, path: Vec<u8>, flags: u32) -> Result<Description, Errno> {
-        let kind = self.kind(&place)?;
+    /// Opens what exists. `seen` is what the host said about it during the walk.
+    fn open_place(
+        &mut self,
+        place: Place,
+        path: Vec<u8>,
+        flags: u32,
+        seen: Option<Attr>,
+    ) -> Result<Description, Errno> {
+        let kind = self.kind_seen(&place, seen.as_ref())?;
         if flags & DIRECTORY != 0 && kind != FileType::Directory {
             return Err(Errno::NOTDIR);
         }
@@ -186,12 +192,8 @@ impl Files {
             Place::Tree(id) => self.open_node(*id, flags)?,
             Place::Shared(n, host) => {
                 let share = &self.mounts[*n].share;
-                Object::Shared(Arc::new(share.open(
-                    host,
-                    Links::Refuse,
-                    OFlags::from_bits_retain(flags),
-                    0,
-                )?))
+                let flags = OFlags::from_bits_retain(flags);
+                Object::Shared(Arc::new(share.open_seen(host, Links::Refuse, flags, 0, seen)?))
             }
             Place::Live(live) => self.open_live(*live, flags)?,
             Place::Open(id) => return self.open_again(*id, flags),
@@ -331,6 +333,27 @@ impl Files {
         }
         let start = self.start(dirfd, path)?;
         self.walk(&start, path, end)?.found()
+    }
+
+    /// The attributes of the file that `dirfd` and `path` name, and its place.
+    pub(super) fn find_attr(
+        &mut self,
+        dirfd: i32,
+        path: &[u8],
+        end: End,
+        empty: bool,
+    ) -> Result<(Place, Attr), Errno> {
+        if path.is_empty() && empty {
+            let place = self.find(dirfd, path, end, empty)?;
+            let attr = self.attr(&place)?;
+            return Ok((place, attr));
+        }
+        let start = self.start(dirfd, path)?;
+        let mut walked = self.walk(&start, path, end)?;
+        let seen = walked.seen.take();
+        let place = walked.found()?;
+        let attr = self.attr_seen(&place, seen)?;
+        Ok((place, attr))
     }
 }
 

@@ -77,6 +77,29 @@ impl Files {
         }
     }
 
+    /// [`Files::kind`] where the host may have said so already.
+    pub(super) fn kind_seen(&self, place: &Place, seen: Option<&Attr>) -> Result<FileType, Errno> {
+        seen.map_or_else(|| self.kind(place), |attr| Ok(attr.kind()))
+    }
+
+    /// [`Files::attr`] where the host may have said it already.
+    pub(super) fn attr_seen(&self, place: &Place, seen: Option<Attr>) -> Result<Attr, Errno> {
+        match (place, seen) {
+            (Place::Shared(n, _), Some(attr)) => Ok(Self::shared_attr(*n, attr)),
+            _ => self.attr(place),
+        }
+    }
+
+    /// What the host says about a path of share `n`.
+    pub(super) fn look(&self, n: usize, path: &[u8]) -> Result<Attr, Errno> {
+        self.mounts[n].share.stat(path, Links::Refuse, false)
+    }
+
+    /// Whether something is mounted inside of share `n`.
+    pub(super) fn holds_mounts(&self, n: usize) -> bool {
+        self.mounts.iter().any(|mount| matches!(mount.point, Place::Shared(m, _) if m == n))
+    }
+
     fn live_attr(&self, live: LivePlace) -> Result<Attr, Errno> {
         let (mode, ino) = match live {
             LivePlace::Fd(fd) => {
@@ -118,8 +141,14 @@ impl Files {
         }
     }
 
-    /// The entry `name` of the directory `dir`, mounts crossed; `None` where there is none.
-    pub(super) fn lookup(&mut self, dir: &Place, name: &[u8]) -> Result<Option<Place>, Errno> {
+    /// The entry `name` of the directory `dir`, mounts crossed, with what the host said about it where it lies in a share;
+    /// `None` where there is none.
+    pub(super) fn lookup_seen(
+        &mut self,
+        dir: &Place,
+        name: &[u8],
+    ) -> Result<Option<(Place, Option<Attr>)>, Errno> {
+        let mut seen = None;
         let found = match dir {
             Place::Tree(id) => match self.tree.node(*id).body {
                 Body::Synth(Synth::Live(live)) => self.lookup_live(live, name),
@@ -130,8 +159,11 @@ impl Files {
                     return Err(Errno::NAMETOOLONG);
                 }
                 let path = join(path, name);
-                match self.mounts[*n].share.stat(&path, Links::Refuse, false) {
-                    Ok(_) => Some(Place::Shared(*n, path.into())),
+                match self.look(*n, &path) {
+                    Ok(attr) => {
+                        seen = Some(attr);
+                        Some(Place::Shared(*n, path.into()))
+                    }
                     Err(Errno::NOENT) => None,
                     Err(e) => return Err(e),
                 }
@@ -144,7 +176,13 @@ impl Files {
             Place::Open(_) => None,
             Place::Live(_) => return Err(Errno::NOTDIR),
         };
-        Ok(found.map(|place| self.cross(place)))
+        Ok(found.map(|place| {
+            let crossed = self.cross(&place);
+            match crossed {
+                Some(root) => (root, None),
+                None => (place, seen),
+            }
+        }))
     }
 
     fn lookup_live(&self, live: Live, name: &[u8]) -> Option<Place> {
@@ -162,14 +200,14 @@ impl Files {
         self.table.fd(number).ok().map(|_| Place::Live(place))
     }
 
-    /// From a mount point to what is mounted there.
-    pub(super) fn cross(&self, place: Place) -> Place {
-        let mount = match &place {
+    /// From a mount point to what is mounted there; `None` where nothing is.
+    fn cross(&self, place: &Place) -> Option<Place> {
+        let mount = match place {
             Place::Tree(id) => self.tree.node(*id).dir().and_then(|dir| dir.mount),
-            Place::Shared(..) => self.mounts.iter().position(|mount| mount.point == place),
+            Place::Shared(..) => self.mounts.iter().position(|mount| mount.point == *place),
             _ => None,
         };
-        mount.map_or(place, |n| Place::Shared(n, Arc::default()))
+        mount.map(|n| Place::Shared(n, Arc::default()))
     }
 
     /// Whether something is mounted on this name of `dir`.
