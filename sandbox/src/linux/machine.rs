@@ -13,6 +13,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::boot::{self, BootSource, Entry};
 use super::bus::{Bus, Shared};
+use super::devices::balloon::{Balloon, BalloonDevice};
+use super::devices::block::{Block, BlockDevice};
+use super::devices::console::{Console, ConsoleDevice};
+use super::devices::net::{Net, NetDevice};
 use super::devices::p9::P9;
 use super::devices::power::{CLOCK_PORT, I8042, I8042_DATA_PORT, I8042_PORTS, NoClock, POWER_PORTS, Power};
 use super::devices::rng::Rng;
@@ -58,6 +62,14 @@ pub enum Device {
     },
     /// Streams between the guest and this process.
     Vsock(Vsock),
+    /// A disk: `/dev/vda`, `/dev/vdb` and so on, in the order of the disks.
+    Block(Block),
+    /// Takes memory from the running guest and gives it back.
+    Balloon(Balloon),
+    /// A terminal: `/dev/hvc0`.
+    Console(Console),
+    /// A network card: `eth0`, `eth1` and so on.
+    Net(Net),
 }
 
 impl Device {
@@ -65,6 +77,10 @@ impl Device {
         match self {
             Self::Rng => Box::new(Rng::default()),
             Self::P9 { tag, share } => Box::new(P9::new(tag, share.clone())),
+            Self::Block(block) => Box::new(BlockDevice::new(block.clone())),
+            Self::Balloon(balloon) => Box::new(BalloonDevice::new(balloon.clone())),
+            Self::Console(console) => Box::new(ConsoleDevice::new(console.clone())),
+            Self::Net(net) => Box::new(NetDevice::new(net.clone())),
             Self::Vsock(vsock) => Box::new(VsockDevice::new(vsock.clone())),
         }
     }

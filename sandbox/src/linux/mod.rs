@@ -18,7 +18,7 @@ mod sys;
 mod vcpu;
 mod virtio;
 
-pub use devices::vsock;
+pub use devices::{balloon, block, console, net, vsock};
 pub use end::End;
 pub use error::Error;
 pub use machine::{Device, Machine, MachineConfig};

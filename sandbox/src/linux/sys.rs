@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
@@ -67,6 +67,37 @@ pub(crate) fn map_file(
         )
     };
     if got == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(true) }
+}
+
+/// Gives the memory of `length` bytes at `at`, whole pages of one region, back to the host: what the guest finds there
+/// afterwards is what was there at the start, zeroes where nothing was. False where there is no such range.
+pub(crate) fn discard(memory: &Memory, at: GuestAddress, length: u64) -> bool {
+    let whole = at.0.is_multiple_of(PAGE) && length.is_multiple_of(PAGE) && length > 0;
+    let Ok(slice) = memory.get_slice(at, usize::try_from(length).unwrap_or(usize::MAX)) else { return false };
+    // SAFETY: `get_slice` has shown that the range lies in one mapping of `memory`, which is only reached through
+    // volatile accesses; the mapping stays, only its pages go.
+    whole
+        && unsafe { libc::madvise(slice.ptr_guard_mut().as_ptr().cast(), slice.len(), libc::MADV_DONTNEED) }
+            == 0
+}
+
+/// Opens the tap `name`, making it where it is not there; each read and each write is one frame.
+pub(crate) fn open_tap(name: &str) -> io::Result<OwnedFd> {
+    // SAFETY: a zeroed ifreq is a valid one: bytes and integers.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let plain = name.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b'%' | b':'));
+    // One byte is left for the NUL.
+    if name.is_empty() || name.len() >= request.ifr_name.len() || !plain {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} cannot be a tap's name")));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as std::ffi::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    let tap = File::options().read(true).write(true).open("/dev/net/tun")?;
+    // SAFETY: the descriptor is open; TUNSETIFF reads and writes one ifreq, which lives across the call.
+    let result = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(tap.into()) }
 }
 
 /// The signal that brings a vCPU thread out of KVM_RUN. It does nothing else.

@@ -11,8 +11,9 @@ use novum_kernel::{Cache, Error};
 
 use super::initramfs;
 
-/// Modules of L1: its disk-less root, its ports to us, and KVM.
-const MODULES: &[&str] = &["virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_console", "kvm_amd"];
+/// Modules of L1: its disk-less root, its ports to us, KVM, and what joins guests by a network.
+const MODULES: &[&str] =
+    &["virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_console", "kvm_amd", "tun", "bridge"];
 
 /// The files to boot L1 with.
 pub(crate) struct Stock {

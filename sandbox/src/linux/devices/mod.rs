@@ -1,5 +1,9 @@
 //! Devices of a Linux guest, one file or folder each.
 
+pub mod balloon;
+pub mod block;
+pub mod console;
+pub mod net;
 pub(crate) mod p9;
 pub(crate) mod power;
 pub(crate) mod rng;

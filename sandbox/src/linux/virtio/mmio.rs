@@ -20,37 +20,38 @@ const VERSION: u32 = 2;
 const VENDOR: u32 = u32::from_le_bytes(*b"NOVM");
 
 /// Offsets of registers.
-mod register {
-    pub(super) const MAGIC: u64 = 0x000;
-    pub(super) const VERSION: u64 = 0x004;
-    pub(super) const DEVICE_ID: u64 = 0x008;
-    pub(super) const VENDOR: u64 = 0x00c;
-    pub(super) const DEVICE_FEATURES: u64 = 0x010;
-    pub(super) const DEVICE_FEATURES_SEL: u64 = 0x014;
-    pub(super) const DRIVER_FEATURES: u64 = 0x020;
-    pub(super) const DRIVER_FEATURES_SEL: u64 = 0x024;
-    pub(super) const QUEUE_SEL: u64 = 0x030;
-    pub(super) const QUEUE_NUM_MAX: u64 = 0x034;
-    pub(super) const QUEUE_NUM: u64 = 0x038;
-    pub(super) const QUEUE_READY: u64 = 0x044;
-    pub(super) const QUEUE_NOTIFY: u64 = 0x050;
-    pub(super) const INTERRUPT_STATUS: u64 = 0x060;
-    pub(super) const INTERRUPT_ACK: u64 = 0x064;
-    pub(super) const STATUS: u64 = 0x070;
-    pub(super) const QUEUE_DESC_LOW: u64 = 0x080;
-    pub(super) const QUEUE_DESC_HIGH: u64 = 0x084;
-    pub(super) const QUEUE_DRIVER_LOW: u64 = 0x090;
-    pub(super) const QUEUE_DRIVER_HIGH: u64 = 0x094;
-    pub(super) const QUEUE_DEVICE_LOW: u64 = 0x0a0;
-    pub(super) const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
-    pub(super) const SHM_LEN_LOW: u64 = 0x0b0;
-    pub(super) const SHM_BASE_HIGH: u64 = 0x0bc;
-    pub(super) const CONFIG: u64 = 0x100;
+pub(super) mod register {
+    pub(in crate::linux::virtio) const MAGIC: u64 = 0x000;
+    pub(in crate::linux::virtio) const VERSION: u64 = 0x004;
+    pub(in crate::linux::virtio) const DEVICE_ID: u64 = 0x008;
+    pub(in crate::linux::virtio) const VENDOR: u64 = 0x00c;
+    pub(in crate::linux::virtio) const DEVICE_FEATURES: u64 = 0x010;
+    pub(in crate::linux::virtio) const DEVICE_FEATURES_SEL: u64 = 0x014;
+    pub(in crate::linux::virtio) const DRIVER_FEATURES: u64 = 0x020;
+    pub(in crate::linux::virtio) const DRIVER_FEATURES_SEL: u64 = 0x024;
+    pub(in crate::linux::virtio) const QUEUE_SEL: u64 = 0x030;
+    pub(in crate::linux::virtio) const QUEUE_NUM_MAX: u64 = 0x034;
+    pub(in crate::linux::virtio) const QUEUE_NUM: u64 = 0x038;
+    pub(in crate::linux::virtio) const QUEUE_READY: u64 = 0x044;
+    pub(in crate::linux::virtio) const QUEUE_NOTIFY: u64 = 0x050;
+    pub(in crate::linux::virtio) const INTERRUPT_STATUS: u64 = 0x060;
+    pub(in crate::linux::virtio) const INTERRUPT_ACK: u64 = 0x064;
+    pub(in crate::linux::virtio) const STATUS: u64 = 0x070;
+    pub(in crate::linux::virtio) const QUEUE_DESC_LOW: u64 = 0x080;
+    pub(in crate::linux::virtio) const QUEUE_DESC_HIGH: u64 = 0x084;
+    pub(in crate::linux::virtio) const QUEUE_DRIVER_LOW: u64 = 0x090;
+    pub(in crate::linux::virtio) const QUEUE_DRIVER_HIGH: u64 = 0x094;
+    pub(in crate::linux::virtio) const QUEUE_DEVICE_LOW: u64 = 0x0a0;
+    pub(in crate::linux::virtio) const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
+    pub(in crate::linux::virtio) const SHM_LEN_LOW: u64 = 0x0b0;
+    pub(in crate::linux::virtio) const SHM_BASE_HIGH: u64 = 0x0bc;
+    pub(in crate::linux::virtio) const CONFIG_GENERATION: u64 = 0x0fc;
+    pub(in crate::linux::virtio) const CONFIG: u64 = 0x100;
 }
 
 /// Device status bits.
-const FEATURES_OK: u32 = 8;
-const DRIVER_OK: u32 = 4;
+pub(super) const FEATURES_OK: u32 = 8;
+pub(super) const DRIVER_OK: u32 = 4;
 const NEEDS_RESET: u32 = 64;
 
 /// One device with its registers.
@@ -90,7 +91,7 @@ impl Transport {
         Ok(Self::new(device, memory, Interrupt::new(interrupt), kicks))
     }
 
-    fn new(
+    pub(super) fn new(
         device: Box<dyn VirtioDevice>,
         memory: Arc<Memory>,
         interrupt: Interrupt,
@@ -115,7 +116,9 @@ impl Transport {
     /// Stops the device's work; its queues are as the driver left them.
     pub(crate) fn pause(&mut self) {
         if std::mem::take(&mut self.active) {
+            self.interrupt.set_stopping(true);
             self.queues = self.device.pause();
+            self.interrupt.set_stopping(false);
         }
     }
 
@@ -143,7 +146,8 @@ impl Transport {
             register::STATUS => self.status,
             // No shared memory regions: length and base are -1.
             register::SHM_LEN_LOW..=register::SHM_BASE_HIGH => u32::MAX,
-            // The configuration's generation never changes; the rest is write-only or not there.
+            register::CONFIG_GENERATION => self.interrupt.generation(),
+            // The rest is write-only or not there.
             _ => 0,
         }
     }
@@ -210,18 +214,20 @@ impl Transport {
         }
     }
 
-    fn activate(&mut self) -> std::io::Result<()> {
+    pub(super) fn activate(&mut self) -> std::io::Result<()> {
         let event_idx = self.driver_features & super::EVENT_IDX != 0;
         let mut rings = Vec::new();
         let queues = std::mem::replace(&mut self.queues, new_queues(self.device.queue_sizes()));
         for (mut queue, kick) in queues.into_iter().zip(&self.kicks) {
-            if !queue.is_valid(&*self.memory) {
+            // A driver may leave queues alone.
+            if queue.ready() && !queue.is_valid(&*self.memory) {
                 return Err(std::io::ErrorKind::InvalidInput.into());
             }
             queue.set_event_idx(event_idx);
             rings.push(Ring::new(queue, kick.try_clone()?, self.memory.clone(), self.interrupt.clone()));
         }
-        self.device.activate(Activation { rings })?;
+        let (features, interrupt) = (self.driver_features, self.interrupt.clone());
+        self.device.activate(Activation { rings, features, interrupt })?;
         self.active = true;
         Ok(())
     }
@@ -252,8 +258,9 @@ impl BusDevice for Transport {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        // No device of ours has a configuration that the driver writes.
-        if let (Ok(word), true) = (<[u8; 4]>::try_from(data), offset < register::CONFIG) {
+        if offset >= register::CONFIG {
+            self.device.write_config(offset - register::CONFIG, data);
+        } else if let Ok(word) = <[u8; 4]>::try_from(data) {
             self.write_register(offset, u32::from_le_bytes(word));
         }
     }

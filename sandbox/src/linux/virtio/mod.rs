@@ -10,6 +10,8 @@
 
 pub(crate) mod mmio;
 pub(crate) mod ring;
+#[cfg(test)]
+pub(crate) mod testing;
 pub(crate) mod worker;
 
 use virtio_queue::Queue;
@@ -36,6 +38,8 @@ pub(crate) trait VirtioDevice: Send {
     fn features(&self) -> u64;
     /// Reads its configuration space; what lies behind the end reads as zero.
     fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// The driver writes into the configuration space; most devices have nothing there to write.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
     /// The driver is ready: the device takes its rings and works.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
@@ -14,23 +14,49 @@ pub(crate) type Chain = DescriptorChain<Arc<Memory>>;
 
 /// InterruptStatus: a ring has used buffers.
 pub(crate) const USED_RING: u32 = 1;
+/// InterruptStatus: the configuration has changed.
+pub(crate) const CONFIG_CHANGED: u32 = 2;
 
-/// A device's interrupt: the status register and the irqfd.
-#[derive(Clone)]
+/// A device's interrupt: the status register, the configuration's generation and the irqfd; and whether the device
+/// shall stop, which its rings look at.
+#[derive(Clone, Debug)]
 pub(crate) struct Interrupt {
     status: Arc<AtomicU32>,
+    generation: Arc<AtomicU32>,
+    stopping: Arc<AtomicBool>,
     event: Arc<EventFd>,
 }
 
 impl Interrupt {
     /// An interrupt that is raised by `event`.
     pub(crate) fn new(event: EventFd) -> Self {
-        Self { status: Arc::default(), event: Arc::new(event) }
+        let (status, generation, stopping) = Default::default();
+        Self { status, generation, stopping, event: Arc::new(event) }
     }
 
     /// Raises it because a ring was used.
     pub(crate) fn raise(&self) {
-        self.status.fetch_or(USED_RING, Ordering::SeqCst);
+        self.raise_for(USED_RING);
+    }
+
+    /// Raises it because the configuration has changed (it has already).
+    pub(crate) fn config_changed(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.raise_for(CONFIG_CHANGED);
+    }
+
+    /// The register ConfigGeneration.
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    /// While it is set the rings are empty for the device: a guest that never stops asking cannot keep it from pausing.
+    pub(crate) fn set_stopping(&self, stopping: bool) {
+        self.stopping.store(stopping, Ordering::SeqCst);
+    }
+
+    fn raise_for(&self, reason: u32) {
+        self.status.fetch_or(reason, Ordering::SeqCst);
         // It only fails where the counter would overflow: then it is raised already.
         let _ = self.event.write(1);
     }
@@ -48,8 +74,12 @@ impl Interrupt {
 
 /// What a device gets when its driver is ready.
 pub(crate) struct Activation {
-    /// One for each of its queues.
+    /// One for each of its queues; those that the driver does not use stay empty.
     pub(crate) rings: Vec<Ring>,
+    /// What the driver has accepted of the device's features.
+    pub(crate) features: u64,
+    /// For changes of the configuration; the rings have it too.
+    pub(crate) interrupt: Interrupt,
 }
 
 /// One queue with all that serving it needs.
@@ -78,6 +108,9 @@ impl Ring {
 
     /// The next request, if there is one.
     pub(crate) fn next(&mut self) -> Option<Chain> {
+        if !self.queue.ready() || self.interrupt.stopping.load(Ordering::SeqCst) {
+            return None;
+        }
         self.queue.pop_descriptor_chain(self.memory.clone())
     }
 
@@ -96,13 +129,22 @@ impl Ring {
 
     /// Asks for no kicks while we are at it.
     pub(crate) fn quiet(&mut self) {
+        if !self.queue.ready() {
+            return;
+        }
         let _ = self.queue.disable_notification(&*self.memory);
     }
 
     /// Asks for kicks again; true where more came in the meantime. False where the ring is broken, so that nobody
     /// spins on it.
     pub(crate) fn listen(&mut self) -> bool {
-        self.queue.enable_notification(&*self.memory).unwrap_or(false)
+        let more = self.queue.ready() && self.queue.enable_notification(&*self.memory).unwrap_or(false);
+        more && !self.interrupt.stopping.load(Ordering::SeqCst)
+    }
+
+    /// Puts the last chain back, which was not given back: it is the next one again.
+    pub(crate) fn put_back(&mut self) {
+        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));
     }
 
     /// Takes note of a kick.

@@ -1,0 +1,102 @@
+//! Pages go where the driver says and nowhere else.
+
+use proptest::prelude::*;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::*;
+use crate::linux::virtio::testing::{Driver, Piece, pieces};
+
+const AT: u64 = 0x100_0000;
+
+fn start(features: u64) -> (Balloon, Driver) {
+    let balloon = Balloon::new().unwrap();
+    let driver = Driver::start(Box::new(BalloonDevice::new(balloon.clone())), features);
+    (balloon, driver)
+}
+
+fn byte(driver: &Driver, at: u64) -> u8 {
+    driver.memory.read_obj(GuestAddress(at)).unwrap()
+}
+
+fn fill(driver: &Driver, pages: u64) {
+    (0..pages).for_each(|page| driver.memory.write_obj(7u8, GuestAddress(AT + page * PAGE)).unwrap());
+}
+
+#[test]
+fn inflated_and_reported_pages_are_given_to_the_host() {
+    let (balloon, mut driver) = start(STATISTICS | REPORTING);
+    fill(&driver, 6);
+    let numbers = [AT / PAGE + 2, AT / PAGE, AT / PAGE + 1, u64::from(u32::MAX)];
+    driver.ask(&[Piece::Out(numbers.iter().flat_map(|number| (*number as u32).to_le_bytes()).collect())]);
+    let seen = |driver: &Driver| (0..6).map(|page| byte(driver, AT + page * PAGE)).collect::<Vec<_>>();
+    assert_eq!(seen(&driver), [0, 0, 0, 7, 7, 7]);
+    let range = Piece::Raw(AT + 4 * PAGE, 2 * PAGE as u32, 2, 0);
+    driver.ask_on(3, std::slice::from_ref(&range));
+    assert_eq!(seen(&driver), [0, 0, 0, 7, 0, 0]);
+    assert_eq!(balloon.reported_bytes(), 2 * PAGE);
+    // Ranges that are not whole pages, or outside of memory.
+    fill(&driver, 6);
+    for bad in
+        [Piece::Raw(AT + 1, PAGE as u32, 2, 0), Piece::Raw(AT, 100, 2, 0), Piece::Raw(1 << 40, 4096, 2, 0)]
+    {
+        driver.ask_on(3, &[bad]);
+    }
+    assert_eq!(seen(&driver), [7; 6]);
+}
+
+#[test]
+fn queues_of_features_that_were_not_accepted_are_not_there() {
+    let (balloon, mut driver) = start(REPORTING);
+    driver.ask_on(2, &[Piece::Raw(AT, PAGE as u32, 2, 0)]);
+    assert_eq!(balloon.reported_bytes(), PAGE);
+}
+
+#[test]
+fn the_target_is_told_by_an_interrupt_and_what_was_given_is_known() {
+    let (balloon, mut driver) = start(0);
+    balloon.set_target_bytes(10 * PAGE + 5);
+    assert!(driver.saw_config_change());
+    assert_eq!(driver.config(0, 4), 10u32.to_le_bytes());
+    driver.set_config(4, &8u32.to_le_bytes());
+    driver.set_config(3, &8u32.to_le_bytes());
+    driver.set_config(u64::MAX - 0x100, &[1; 8]);
+    assert_eq!((balloon.target_bytes(), balloon.actual_bytes()), (10 * PAGE, 8 * PAGE));
+}
+
+fn statistics(free: u64) -> Vec<Piece> {
+    let entry = |tag: u16, value: u64| [&tag.to_le_bytes()[..], &value.to_le_bytes()].concat();
+    vec![Piece::Out([entry(4, free), entry(5, 99), entry(77, 1), vec![1; 9]].concat())]
+}
+
+#[test]
+fn statistics_are_held_until_they_are_asked_for_also_across_a_pause() {
+    let (balloon, mut driver) = start(STATISTICS);
+    driver.offer(2, &statistics(1));
+    for free in [2, 3] {
+        let (asking, answer) = (balloon.clone(), std::sync::mpsc::channel());
+        let asker = std::thread::spawn(move || {
+            let _ = answer.0.send(asking.statistics(Duration::from_secs(20)));
+        });
+        // The first buffer may be read only now; a second question then waits for the next.
+        driver.answer(2);
+        driver.offer(2, &statistics(free));
+        let got = answer.1.recv().unwrap().unwrap();
+        asker.join().unwrap();
+        assert!(got.free_bytes == Some(free) || got.free_bytes == Some(1), "{got:?}");
+        assert_eq!(got.total_bytes, Some(99));
+        driver.pause_and_resume();
+    }
+    assert_eq!(balloon.statistics(Duration::ZERO), None);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn random_chains_do_no_harm(chains in proptest::collection::vec((0usize..4, pieces()), 1..16)) {
+        let (_balloon, mut driver) = start(STATISTICS | REPORTING);
+        for (queue, chain) in &chains {
+            driver.offer(*queue, chain);
+        }
+        driver.pause_and_resume();
+    }
+}

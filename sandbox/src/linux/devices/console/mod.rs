@@ -1,0 +1,212 @@
+//! virtio-console: a terminal, one port.
+//!
+//! ```text
+//! Console::send ── bytes that wait ── receive ring ──> /dev/hvc0 ──> transmit ring ── the writer that was given
+//! Console::resize ── configuration, its interrupt ──> SIGWINCH
+//! ```
+//! Source: VIRTIO 1.2 §5.3.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
+use virtio_queue::Queue;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::linux::virtio::ring::{Interrupt, Ring};
+use crate::linux::virtio::{Activation, VirtioDevice, read_config_bytes, worker};
+
+const DEVICE_ID: u32 = 3;
+/// Receive, transmit.
+const QUEUE_SIZES: &[u16] = &[64, 64];
+const RECEIVE: usize = 0;
+const TRANSMIT: usize = 1;
+/// Feature: the configuration has the terminal's size.
+const SIZE: u64 = 1;
+/// Most bytes that wait for the guest.
+const MOST_WAITING: usize = 64 << 10;
+/// Output is moved in pieces of at most this.
+const PIECE: usize = 16 << 10;
+
+/// A guest's terminal, the host's side of it. Clones are the same terminal.
+#[derive(Clone, Debug)]
+pub struct Console(Arc<Shared>);
+
+struct Shared {
+    output: Mutex<Box<dyn Write + Send>>,
+    waiting: Mutex<VecDeque<u8>>,
+    /// Written when bytes wait.
+    sent: EventFd,
+    /// Columns and rows.
+    size: Mutex<(u16, u16)>,
+    /// The guest's interrupt while its driver is at work.
+    interrupt: Mutex<Option<Interrupt>>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("size", &self.size).finish_non_exhaustive()
+    }
+}
+
+impl Console {
+    /// A terminal of 80 by 25 that writes what the guest says to `output`. While `output` blocks, the guest's output
+    /// does too, and so does pausing the guest.
+    ///
+    /// # Errors
+    /// Where the host has no eventfd left.
+    pub fn new(output: Box<dyn Write + Send>) -> io::Result<Self> {
+        Ok(Self(Arc::new(Shared {
+            output: Mutex::new(output),
+            waiting: Mutex::default(),
+            sent: EventFd::new(EFD_NONBLOCK)?,
+            size: Mutex::new((80, 25)),
+            interrupt: Mutex::new(None),
+        })))
+    }
+
+    /// Types `bytes`; returns how many were taken, fewer where the guest does not read.
+    pub fn send(&self, bytes: &[u8]) -> usize {
+        let mut waiting = self.0.waiting.lock();
+        let taken = bytes.len().min(MOST_WAITING - waiting.len());
+        waiting.extend(&bytes[..taken]);
+        // It only fails where the counter would overflow: then it is readable already.
+        let _ = self.0.sent.write(1);
+        taken
+    }
+
+    /// Changes the terminal's size, which the guest is told at once.
+    pub fn resize(&self, columns: u16, rows: u16) {
+        *self.0.size.lock() = (columns, rows);
+        if let Some(interrupt) = &*self.0.interrupt.lock() {
+            interrupt.config_changed();
+        }
+    }
+}
+
+/// The device.
+pub(crate) struct ConsoleDevice {
+    console: Console,
+    running: Option<Running>,
+}
+
+struct Running {
+    stop: EventFd,
+    thread: JoinHandle<Vec<Ring>>,
+}
+
+impl ConsoleDevice {
+    pub(crate) fn new(console: Console) -> Self {
+        Self { console, running: None }
+    }
+}
+
+impl VirtioDevice for ConsoleDevice {
+    fn device_id(&self) -> u32 {
+        DEVICE_ID
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        SIZE
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let (columns, rows) = *self.console.0.size.lock();
+        // Then the number of ports, which is only there with a feature that is not offered.
+        read_config_bytes(&[columns.to_le_bytes(), rows.to_le_bytes()].concat(), offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        let stop = EventFd::new(EFD_NONBLOCK)?;
+        let (stopped, console) = (stop.try_clone()?, self.console.clone());
+        *self.console.0.interrupt.lock() = Some(activation.interrupt);
+        let work = move || serve(activation.rings, &console.0, &stopped);
+        let thread = std::thread::Builder::new().name("virtio-console".into()).spawn(work)?;
+        self.running = Some(Running { stop, thread });
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Vec<Queue> {
+        *self.console.0.interrupt.lock() = None;
+        let Some(Running { stop, thread }) = self.running.take() else { return Vec::new() };
+        // The counter of an eventfd does not overflow by one.
+        let _ = stop.write(1);
+        thread.join().unwrap_or_default().into_iter().map(Ring::into_queue).collect()
+    }
+}
+
+fn serve(mut rings: Vec<Ring>, shared: &Shared, stop: &EventFd) -> Vec<Ring> {
+    loop {
+        print(&mut rings[TRANSMIT], shared);
+        type_in(&mut rings[RECEIVE], shared);
+        let events = [rings[RECEIVE].kick(), rings[TRANSMIT].kick(), &shared.sent, stop];
+        let Ok(ready) = worker::wait(&events) else { break };
+        if ready.contains(&3) {
+            break;
+        }
+        for index in ready {
+            // It was readable: this only takes note.
+            let _ = events[index].read();
+        }
+    }
+    rings
+}
+
+/// From the guest.
+fn print(ring: &mut Ring, shared: &Shared) {
+    let memory = ring.memory().clone();
+    loop {
+        ring.quiet();
+        while let Some(chain) = ring.next() {
+            let head = chain.head_index();
+            if let Ok(mut reader) = chain.reader(&memory) {
+                let mut piece = vec![0; reader.available_bytes().min(PIECE)];
+                // Each piece is shorter than what is left, so the reads do not fail; a lost output is no guest's matter.
+                while let Ok(count @ 1..) = reader.read(&mut piece) {
+                    let mut output = shared.output.lock();
+                    let _ = output.write_all(&piece[..count]).and_then(|()| output.flush());
+                }
+            }
+            ring.give_back(head, 0);
+            ring.notify();
+        }
+        if !ring.listen() {
+            return;
+        }
+    }
+}
+
+/// To the guest: as much as it has room for.
+fn type_in(ring: &mut Ring, shared: &Shared) {
+    let memory = ring.memory().clone();
+    loop {
+        ring.quiet();
+        while !shared.waiting.lock().is_empty() {
+            let Some(chain) = ring.next() else { break };
+            let head = chain.head_index();
+            let written = chain.writer(&memory).map_or(0, |mut writer| {
+                let mut waiting = shared.waiting.lock();
+                let (piece, _) = waiting.as_slices();
+                let count = writer.write(piece).unwrap_or(0);
+                waiting.drain(..count);
+                count as u32
+            });
+            ring.give_back(head, written);
+            ring.notify();
+        }
+        // Buffers alone are no work: only those for which something waits.
+        if !ring.listen() || shared.waiting.lock().is_empty() {
+            return;
+        }
+    }
+}

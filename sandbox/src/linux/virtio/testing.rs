@@ -1,0 +1,211 @@
+//! A driver for tests: it works a device through its registers and rings as a guest would, well or badly.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::mmio::{DRIVER_OK, FEATURES_OK, Transport, register};
+use super::ring::{CONFIG_CHANGED, Interrupt};
+use super::{VERSION_1, VirtioDevice};
+use crate::linux::bus::BusDevice;
+use crate::linux::memory::{self, Memory};
+use crate::linux::sys::borrow_eventfd;
+
+/// Where the rings of the first queue are; each has its own [`RING_BYTES`].
+const RINGS: u64 = 0x10_0000;
+const RING_BYTES: u64 = 0x1_0000;
+/// Parts of a ring.
+const AVAILABLE: u64 = 0x4000;
+const USED: u64 = 0x8000;
+/// Where buffers are.
+const BUFFERS: u64 = 0x40_0000;
+/// Descriptor flags.
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+/// How long an answer may take.
+const PATIENCE: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
+
+/// A part of a request.
+#[derive(Clone, Debug)]
+pub(crate) enum Piece {
+    /// For the device to read.
+    Out(Vec<u8>),
+    /// For the device to write, so many bytes.
+    In(usize),
+    /// A descriptor as it is: address, length, flags, next.
+    Raw(u64, u32, u16, u16),
+}
+
+/// Chains that nobody should make.
+pub(crate) fn pieces() -> impl Strategy<Value = Vec<Piece>> {
+    let small = proptest::collection::vec(prop_oneof![Just(0u8), Just(1), any::<u8>()], 0..64);
+    let address = prop_oneof![0u64..0x200_0000, Just(u64::MAX), Just(BUFFERS), any::<u64>()];
+    let length = prop_oneof![0u32..4096, Just(u32::MAX), any::<u32>()];
+    let piece = prop_oneof![
+        4 => small.prop_map(Piece::Out),
+        4 => (0usize..2048).prop_map(Piece::In),
+        1 => (address, length, 0u16..8, 0u16..6).prop_map(|(a, l, f, n)| Piece::Raw(a, l, f, n)),
+    ];
+    proptest::collection::vec(piece, 1..6)
+}
+
+/// A device with its driver.
+pub(crate) struct Driver {
+    transport: Transport,
+    pub(crate) memory: Arc<Memory>,
+    kicks: Vec<EventFd>,
+    interrupt: EventFd,
+    /// Entries made available and seen used, for each queue.
+    counts: Vec<(u16, u16)>,
+    sizes: Vec<u16>,
+}
+
+impl Driver {
+    /// Starts `device` with these features accepted, beside VERSION_1.
+    pub(crate) fn start(device: Box<dyn VirtioDevice>, features: u64) -> Self {
+        let event = || EventFd::new(EFD_NONBLOCK).unwrap();
+        let sizes = device.queue_sizes().to_vec();
+        let memory = Arc::new(memory::allocate(32 << 20).unwrap());
+        let (interrupt, kicks): (_, Vec<_>) = (event(), sizes.iter().map(|_| event()).collect());
+        let copies = kicks.iter().map(|kick| kick.try_clone().unwrap()).collect();
+        let line = Interrupt::new(interrupt.try_clone().unwrap());
+        let transport = Transport::new(device, memory.clone(), line, copies);
+        let counts = vec![(0, 0); sizes.len()];
+        let mut driver = Self { transport, memory, kicks, interrupt, counts, sizes };
+        driver.initialise(features | VERSION_1);
+        driver
+    }
+
+    fn initialise(&mut self, features: u64) {
+        self.write(register::STATUS, 3);
+        for half in 0..2 {
+            self.write(register::DRIVER_FEATURES_SEL, half);
+            self.write(register::DRIVER_FEATURES, (features >> (32 * half)) as u32);
+        }
+        self.write(register::STATUS, 3 | FEATURES_OK);
+        for queue in 0..self.sizes.len() as u32 {
+            let ring = (RINGS + u64::from(queue) * RING_BYTES) as u32;
+            self.write(register::QUEUE_SEL, queue);
+            self.write(register::QUEUE_NUM, self.sizes[queue as usize].into());
+            self.write(register::QUEUE_DESC_LOW, ring);
+            self.write(register::QUEUE_DRIVER_LOW, ring + AVAILABLE as u32);
+            self.write(register::QUEUE_DEVICE_LOW, ring + USED as u32);
+            self.write(register::QUEUE_READY, 1);
+        }
+        self.write(register::STATUS, 3 | FEATURES_OK | DRIVER_OK);
+        assert_eq!(
+            self.read(register::STATUS),
+            3 | FEATURES_OK | DRIVER_OK,
+            "the device takes these features"
+        );
+    }
+
+    fn write(&mut self, offset: u64, value: u32) {
+        self.transport.write(offset, &value.to_le_bytes());
+    }
+
+    fn read(&mut self, offset: u64) -> u32 {
+        let mut data = [0; 4];
+        self.transport.read(offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    /// Reads the configuration.
+    pub(crate) fn config(&mut self, offset: u64, length: usize) -> Vec<u8> {
+        let mut data = vec![0; length];
+        self.transport.read(register::CONFIG + offset, &mut data);
+        data
+    }
+
+    /// Writes into it.
+    pub(crate) fn set_config(&mut self, offset: u64, data: &[u8]) {
+        self.transport.write(register::CONFIG + offset, data);
+    }
+
+    pub(crate) fn generation(&mut self) -> u32 {
+        self.read(register::CONFIG_GENERATION)
+    }
+
+    /// Whether the device said that its configuration has changed; asked once it is no more.
+    pub(crate) fn saw_config_change(&mut self) -> bool {
+        let status = self.read(register::INTERRUPT_STATUS);
+        self.write(register::INTERRUPT_ACK, status);
+        status & CONFIG_CHANGED != 0
+    }
+
+    /// As before a snapshot and after it.
+    pub(crate) fn pause_and_resume(&mut self) {
+        self.transport.pause();
+        self.transport.activate().unwrap();
+    }
+
+    /// Makes a request on the first queue and waits for its answer.
+    pub(crate) fn ask(&mut self, pieces: &[Piece]) -> Vec<u8> {
+        self.ask_on(0, pieces)
+    }
+
+    /// Makes a request on `queue` and waits for its answer: all that the device may write to.
+    pub(crate) fn ask_on(&mut self, queue: usize, pieces: &[Piece]) -> Vec<u8> {
+        let places = self.offer(queue, pieces);
+        self.answer(queue);
+        let mut answer = Vec::new();
+        for (at, length) in places {
+            let mut bytes = vec![0; length];
+            self.memory.read_slice(&mut bytes, at).unwrap();
+            answer.extend(bytes);
+        }
+        answer
+    }
+
+    /// Makes a request without waiting; returns where the device may write.
+    pub(crate) fn offer(&mut self, queue: usize, pieces: &[Piece]) -> Vec<(GuestAddress, usize)> {
+        let ring = RINGS + queue as u64 * RING_BYTES;
+        let (mut free, mut places) = (BUFFERS + queue as u64 * 0x10_0000, Vec::new());
+        for (index, piece) in pieces.iter().enumerate() {
+            let last = if index + 1 < pieces.len() { NEXT } else { 0 };
+            let at = free;
+            let (address, length, flags, next) = match piece {
+                Piece::Out(bytes) => {
+                    self.memory.write_slice(bytes, GuestAddress(at)).unwrap();
+                    (at, bytes.len() as u32, last, index as u16 + 1)
+                }
+                Piece::In(length) => {
+                    self.memory.write_slice(&vec![0; *length], GuestAddress(at)).unwrap();
+                    places.push((GuestAddress(at), *length));
+                    (at, *length as u32, last | WRITE, index as u16 + 1)
+                }
+                Piece::Raw(address, length, flags, next) => (*address, *length, *flags, *next),
+            };
+            free += u64::from(if matches!(piece, Piece::Raw(..)) { 0 } else { length }).next_multiple_of(16);
+            let descriptor = ring + index as u64 * 16;
+            self.memory.write_obj(address, GuestAddress(descriptor)).unwrap();
+            self.memory.write_obj(length, GuestAddress(descriptor + 8)).unwrap();
+            self.memory.write_obj(flags, GuestAddress(descriptor + 12)).unwrap();
+            self.memory.write_obj(next, GuestAddress(descriptor + 14)).unwrap();
+        }
+        let (made, _) = &mut self.counts[queue];
+        let slot = u64::from(*made % self.sizes[queue]);
+        self.memory.write_obj(0u16, GuestAddress(ring + AVAILABLE + 4 + slot * 2)).unwrap();
+        *made = made.wrapping_add(1);
+        self.memory.write_obj(*made, GuestAddress(ring + AVAILABLE + 2)).unwrap();
+        self.kicks[queue].write(1).unwrap();
+        places
+    }
+
+    /// Waits for the next used entry of `queue`; returns how many bytes the device wrote.
+    pub(crate) fn answer(&mut self, queue: usize) -> u32 {
+        let used = RINGS + queue as u64 * RING_BYTES + USED;
+        let seen = self.counts[queue].1;
+        while self.memory.read_obj::<u16>(GuestAddress(used + 2)).unwrap() == seen {
+            let mut fds = [PollFd::from_borrowed_fd(borrow_eventfd(&self.interrupt), PollFlags::IN)];
+            assert_ne!(poll(&mut fds, Some(&PATIENCE)).unwrap(), 0, "the device does not answer");
+            let _ = self.interrupt.read();
+        }
+        self.counts[queue].1 = seen.wrapping_add(1);
+        let slot = u64::from(seen % self.sizes[queue]);
+        self.memory.read_obj(GuestAddress(used + 4 + slot * 8 + 4)).unwrap()
+    }
+}
