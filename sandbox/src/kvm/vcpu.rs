@@ -11,7 +11,7 @@
 //! software KVM may have stayed in ring 3, where the VMM sets RIP and RFLAGS itself. Which of the two it is, a program
 //! of our own finds out once ([`trial`](super::trial)): a tenant's could jump to the stub and make hardware look like software.
 
-use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_xcr, kvm_xcrs};
+use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcr, kvm_xcrs};
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 
 use super::entry::{self, CALL_STUB, FAULT_STUBS, VECTORS};
@@ -164,6 +164,19 @@ impl Vcpu {
         (self.sregs.fs.base, self.sregs.gs.base) = (fs, gs);
         self.fd.set_sregs(&self.sregs).map_err(VmError::at("write special registers"))?;
         Ok(())
+    }
+
+    /// Ring 3 with these general registers, where a call or a fault has left the CPU in ring 0; the rest stays.
+    pub(crate) fn enter_user(&mut self, regs: kvm_regs) -> Result<(), VmError> {
+        let special = self.special()?;
+        self.set_bases(special.fs.base, special.gs.base)?;
+        self.enter(regs);
+        Ok(())
+    }
+
+    /// Drops exceptions that were on their way to a program that is no more.
+    pub(crate) fn forget_events(&self) -> Result<(), VmError> {
+        self.fd.set_vcpu_events(&kvm_vcpu_events::default()).map_err(VmError::at("clear events"))
     }
 
     /// Runs on in ring 3 with these general registers, wherever the vCPU was; FS and GS stay.

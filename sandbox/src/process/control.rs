@@ -45,6 +45,11 @@ impl Control {
         }
     }
 
+    /// The run that was to stop is over: the next one may go on.
+    pub(crate) fn rearm(&self) {
+        self.cancelled.store(false, Ordering::SeqCst);
+    }
+
     /// Whether the run is to stop.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::SeqCst)

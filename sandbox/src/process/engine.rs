@@ -1,11 +1,14 @@
 //! The engine contract on top of the run loop: a function becomes an image, an image a sandbox on its own thread.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::sandbox::ProcessSandbox;
+use super::image::{self, Refused};
+use super::sandbox::{ProcessSandbox, Template};
 use super::setup::Setup;
+use super::shells;
 use crate::engine::{Engine, Image, Renewal, Sandbox};
 use crate::engines::EngineConfig;
 use crate::error::Error;
@@ -41,33 +44,55 @@ impl Engine for ProcessEngine {
                 format!("{memory} bytes are more than this gateway's limit of {}", self.max_memory_bytes);
             return Err(Error::Manifest { field: "memory".into(), reason });
         }
-        let setup = Arc::new(Setup::new(&function)?);
-        // A trial run of the loader: what cannot be loaded is refused now and not at the first request.
-        let trial = setup.clone();
-        tokio::task::spawn_blocking(move || trial.load().map(drop))
+        let setup = Setup::new(&function)?;
+        let timeout = function.manifest.timeout;
+        // What cannot be loaded is refused now and not at the first request.
+        let template = tokio::task::spawn_blocking(move || template(setup, timeout))
             .await
             .map_err(|error| Error::host("load the program", error))??;
-        Ok(Arc::new(ProcessImage { setup }))
+        Ok(Arc::new(ProcessImage { template: Arc::new(template) }))
     }
+}
+
+/// Runs the program to its first wait for input on a thread of its own, which its VM needs.
+fn template(setup: Setup, timeout: Duration) -> Result<Template, Error> {
+    let name = format!("image-{}", setup.name);
+    let run = move || match image::prepare(&setup, timeout) {
+        Ok(image) => {
+            shells::keep();
+            tracing::debug!(function = setup.name, bytes = image.shared_bytes(), "took an image");
+            Ok(Template { setup, image: Some(Arc::new(image)) })
+        }
+        Err(Refused::Load(error)) => Err(error),
+        Err(Refused::Run(error)) => Err(Error::host("run the program to its input", error)),
+        Err(reason) => {
+            tracing::debug!(function = setup.name, %reason, "no image");
+            Ok(Template { setup, image: None })
+        }
+    };
+    let thread = std::thread::Builder::new().name(name).spawn(run);
+    let thread = thread.map_err(|error| Error::host("start a vCPU thread", error))?;
+    thread.join().map_err(|_| Error::host("run the program to its input", "the thread has panicked"))?
 }
 
 /// A program that can be started.
 #[derive(Debug)]
 struct ProcessImage {
-    setup: Arc<Setup>,
+    template: Arc<Template>,
 }
 
 #[async_trait]
 impl Image for ProcessImage {
     async fn start(self: Arc<Self>) -> Result<Box<dyn Sandbox>, Error> {
-        Ok(Box::new(ProcessSandbox::start(self.setup.clone()).await?))
+        Ok(Box::new(ProcessSandbox::start(self.template.clone()).await?))
     }
 
     fn renewal(&self) -> Renewal {
-        Renewal::Restart
+        if self.template.image.is_some() { Renewal::Reset } else { Renewal::Restart }
     }
 
     fn private_bytes(&self) -> u64 {
-        self.setup.live.private_bytes(self.setup.memory_bytes)
+        let setup = &self.template.setup;
+        setup.live.private_bytes(setup.memory_bytes)
     }
 }

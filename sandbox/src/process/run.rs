@@ -12,12 +12,12 @@ use super::Process;
 use super::calls::Outcome;
 use super::control::Control;
 use super::fault::{Cause, Refused, Report};
+use super::shell::Shell;
 use super::thread::{Base, Pending, Status};
 use super::wait::Wait;
 use crate::kvm::entry;
-use crate::kvm::sys::{KickSlot, KickTimer};
 use crate::kvm::vcpu::{Exit, Vcpu};
-use crate::kvm::vm::{Vm, VmError};
+use crate::kvm::vm::VmError;
 
 /// How a run ended.
 #[derive(Debug)]
@@ -32,6 +32,8 @@ pub(crate) enum Ended {
     Cancelled,
     /// More memory than allowed.
     MemoryLimit,
+    /// It waits for standard input, and [`Machine::run_to_input`] was asked for that.
+    WantsInput,
 }
 
 /// Why a run could not go on through no fault of the program.
@@ -55,7 +57,7 @@ pub(crate) enum RunError {
 }
 
 impl RunError {
-    fn host(doing: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+    pub(super) fn host(doing: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Host { doing, source }
     }
 }
@@ -70,55 +72,99 @@ const SLICE: Duration = Duration::from_millis(5);
 /// A program in its VM. Lives on one thread.
 #[derive(Debug)]
 pub(crate) struct Machine {
-    vcpu: Vcpu,
-    vm: Vm,
-    kick: KickSlot,
-    timer: KickTimer,
+    shell: Shell,
     control: Arc<Control>,
     /// The program.
     pub(crate) process: Process,
-    /// Whose registers the vCPU holds.
+    /// Whose turn it is: the thread that runs as soon as the vCPU does.
     on_cpu: Option<u32>,
+    /// Whose registers, but for the general ones, the vCPU holds.
+    resident: Option<u32>,
     ticking: bool,
     /// When the timer strikes, where it does not tick.
     strikes: Instant,
     deadline: Instant,
+    /// Stop where the program waits for standard input.
+    to_input: bool,
 }
 
 impl Machine {
     /// A VM for `process`, on the calling thread, which must also drop it.
-    pub(crate) fn new(process: Process, control: Arc<Control>) -> Result<Self, RunError> {
-        let mut process = process;
+    pub(crate) fn new(mut process: Process, control: Arc<Control>) -> Result<Self, RunError> {
         process.memory.enter_system_area().map_err(RunError::host("prepare the system area"))?;
-        let mut vm = Vm::new(process.memory.region().clone())?;
-        for slot in process.memory.take_slots() {
-            vm.add_slot(slot.gpa, slot.len)?;
-        }
-        let mut vcpu = vm.add_vcpu()?;
-        let kick = vcpu.kick_slot();
-        control.adopt();
-        kick.attach();
-        process.begin_time(vcpu.counter_khz());
-        let timer = KickTimer::new().map_err(RunError::host("create a timer"))?;
-        Ok(Self {
-            vcpu,
-            vm,
-            kick,
-            timer,
+        let slots = process.memory.take_slots();
+        let shell = Shell::new(process.memory.region().clone(), slots)?;
+        process.begin_time(shell.counter_khz);
+        Ok(Self::in_shell(shell, process, control))
+    }
+
+    /// `process` in a VM that knows its memory.
+    pub(super) fn in_shell(shell: Shell, process: Process, control: Arc<Control>) -> Self {
+        let machine = Self {
+            shell,
             control,
             process,
             on_cpu: None,
+            resident: None,
             ticking: false,
             strikes: Instant::now(),
             deadline: Instant::now(),
-        })
+            to_input: false,
+        };
+        machine.attach();
+        machine
+    }
+
+    /// From now on this machine's vCPU is the one that runs on the calling thread.
+    pub(super) fn attach(&self) {
+        self.control.adopt();
+        self.shell.kick.attach();
+    }
+
+    /// How others reach the thread.
+    pub(super) fn control(&self) -> Arc<Control> {
+        self.control.clone()
+    }
+
+    /// The state of the program may be another now: nothing in the vCPU counts.
+    pub(super) fn forget_cpu(&mut self) -> Result<(), RunError> {
+        (self.on_cpu, self.resident, self.ticking) = (None, None, false);
+        Ok(self.shell.vcpu.forget_events()?)
+    }
+
+    /// As [`Self::run`], but only until all threads wait, one of them for standard input.
+    pub(super) fn run_to_input(&mut self, deadline: Instant) -> Result<Ended, RunError> {
+        self.to_input = true;
+        let ended = self.run(deadline);
+        self.to_input = false;
+        ended
+    }
+
+    /// Gives the program away, complete with what only the vCPU held, and ends the VM.
+    pub(super) fn into_process(mut self) -> Result<Process, RunError> {
+        if let Some(id) = self.resident
+            && let Some(thread) = self.process.threads.get_mut(id)
+        {
+            thread.state = self.shell.vcpu.save(thread.state.regs)?;
+        }
+        Ok(self.process)
+    }
+
+    /// Lets threads that wait for standard input, output, or each other try again: there is another console now.
+    pub(super) fn wake_console(&mut self) {
+        self.wake(|wait| wait.input || wait.output || wait.inside);
+        let current = self.process.threads.current();
+        if matches!(&current.status, Status::Blocked(pending) if pending.wait.input || pending.wait.inside) {
+            let id = current.id;
+            self.process.threads.wake_current_if(id);
+        }
     }
 
     /// Runs until the program ends, its time is over, or somebody cancels.
     pub(crate) fn run(&mut self, deadline: Instant) -> Result<Ended, RunError> {
         self.deadline = deadline;
         let ended = self.run_until(deadline);
-        self.timer.arm(Duration::ZERO, Duration::ZERO).map_err(RunError::host("stop the timer"))?;
+        self.shell.timer.arm(Duration::ZERO, Duration::ZERO).map_err(RunError::host("stop the timer"))?;
         ended
     }
 
@@ -135,7 +181,7 @@ impl Machine {
             }
             self.settle()?;
             self.process.refresh_time();
-            let ended = match self.vcpu.run() {
+            let ended = match self.shell.vcpu.run() {
                 Exit::Call => self.call()?,
                 Exit::Interrupted => self.interrupted(deadline)?,
                 Exit::Fault(vector) => self.fault(vector)?,
@@ -161,7 +207,7 @@ impl Machine {
         self.strikes = now + left;
         self.ticking = self.must_tick();
         let (first, every) = if self.ticking { (left.min(SLICE), SLICE) } else { (left, Duration::ZERO) };
-        self.timer.arm(first, every).map_err(RunError::host("start the timer"))
+        self.shell.timer.arm(first, every).map_err(RunError::host("start the timer"))
     }
 
     fn must_tick(&self) -> bool {
@@ -197,23 +243,23 @@ impl Machine {
         // Out of memory for tables: the program finds out when it touches the page.
         let _ = self.process.memory.settle();
         for slot in self.process.memory.take_slots() {
-            self.vm.add_slot(slot.gpa, slot.len)?;
+            self.shell.vm.add_slot(slot.gpa, slot.len)?;
         }
         if self.process.memory.take_stale() {
-            self.vm.forget_translations()?;
+            self.shell.vm.forget_translations()?;
         }
         if let Some((base, address)) = self.process.take_new_base() {
-            let now = self.vcpu.special()?;
+            let now = self.shell.vcpu.special()?;
             let (fs, gs) = match base {
                 Base::Fs => (address, now.gs.base),
                 Base::Gs => (now.fs.base, address),
             };
             let ring0 = now.cs.selector & 3 == 0;
-            self.vcpu.set_bases(fs, gs)?;
+            self.shell.vcpu.set_bases(fs, gs)?;
             if ring0 {
                 // The registers are still those of the stub; go back to the program without it.
-                let regs = self.vcpu.regs_in_call();
-                self.vcpu.enter(regs);
+                let regs = self.shell.vcpu.regs_in_call();
+                self.shell.vcpu.enter(regs);
             }
         }
         Ok(())
@@ -221,7 +267,7 @@ impl Machine {
 
     /// Serves a system call.
     fn call(&mut self) -> Result<Option<Ended>, RunError> {
-        let regs = self.vcpu.regs_in_call();
+        let regs = self.shell.vcpu.regs_in_call();
         let args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];
         self.process.threads.current_mut().state.regs = regs;
         let outcome = self.process.serve(regs.rax, args);
@@ -265,14 +311,18 @@ impl Machine {
     }
 
     fn answer(&mut self, value: u64) -> Result<Option<Ended>, RunError> {
-        self.vcpu.resume_call(value);
+        self.shell.vcpu.resume_call(value);
         Ok(None)
     }
 
     pub(super) fn load_current(&mut self) -> Result<Option<Ended>, RunError> {
         let thread = self.process.threads.current();
-        self.vcpu.load(&thread.state)?;
-        self.on_cpu = Some(thread.id);
+        if self.resident == Some(thread.id) {
+            self.shell.vcpu.enter_user(thread.state.regs)?;
+        } else {
+            self.shell.vcpu.load(&thread.state)?;
+        }
+        (self.on_cpu, self.resident) = (Some(thread.id), Some(thread.id));
         self.process.start_slice();
         Ok(None)
     }
@@ -282,7 +332,7 @@ impl Machine {
             return Ok(Some(Ended::Code(code)));
         };
         self.process.thread_ended(thread.id, thread.clear_child_tid, thread.robust_list);
-        self.on_cpu = None;
+        (self.on_cpu, self.resident) = (None, None);
         Ok(None)
     }
 
@@ -290,7 +340,8 @@ impl Machine {
     fn leave_cpu(&mut self, regs: kvm_bindings::kvm_regs) -> Result<(), RunError> {
         self.process.threads.current_mut().state.regs = regs;
         if self.process.threads.len() > 1 {
-            self.process.threads.current_mut().state = self.vcpu.save(regs)?;
+            self.process.threads.current_mut().state = self.shell.vcpu.save(regs)?;
+            self.resident = None;
         }
         self.process.end_slice();
         self.on_cpu = None;
@@ -312,22 +363,12 @@ impl Machine {
     }
 
     pub(super) fn vcpu(&mut self) -> &mut Vcpu {
-        &mut self.vcpu
+        &mut self.shell.vcpu
     }
 
     /// Whether a thread has the CPU.
     pub(super) fn is_on_cpu(&self) -> bool {
         self.on_cpu.is_some()
-    }
-
-    /// Lets the only thread, whose state but for `regs` never left the CPU, run on.
-    pub(super) fn enter_alone(&mut self, regs: kvm_bindings::kvm_regs) -> Result<(), RunError> {
-        let special = self.vcpu.special()?;
-        self.vcpu.set_bases(special.fs.base, special.gs.base)?;
-        self.vcpu.enter(regs);
-        self.on_cpu = Some(self.process.threads.current().id);
-        self.process.start_slice();
-        Ok(())
     }
 
     /// Gives the CPU to a thread that can go on, waiting for one if need be.
@@ -371,13 +412,12 @@ impl Machine {
             Ok(Outcome::Value(value)) => value,
             Err(errno) => negative(errno),
         };
-        let alone = self.process.threads.len() == 1;
         let thread = self.process.threads.current_mut();
         thread.status = Status::Ready;
         thread.state.regs.rax = value;
-        if alone && thread.state.xsave.is_none() {
+        if self.resident == Some(id) {
             // Everything but the result is still in the CPU.
-            self.vcpu.resume_call(value);
+            self.shell.vcpu.resume_call(value);
             self.on_cpu = Some(id);
             self.process.start_slice();
         } else {
@@ -399,8 +439,11 @@ impl Machine {
         let timer = self.process.next_timer().and_then(|left| Instant::now().checked_add(left));
         let until = waits.values().filter_map(|wait| wait.until).chain(timer).chain([deadline]).min();
         let until = until.unwrap_or(deadline);
+        if self.to_input && waits.values().any(|wait| wait.input) {
+            return Ok(Some(Ended::WantsInput));
+        }
         let ready = self.poll(&waits, until)?;
-        self.kick.clear();
+        self.shell.kick.clear();
         self.wake_all(ready);
         Ok(None)
     }
@@ -477,7 +520,7 @@ impl Machine {
 
     /// A signal came: the deadline, a cancellation, the end of a time slice.
     fn interrupted(&mut self, deadline: Instant) -> Result<Option<Ended>, RunError> {
-        self.kick.clear();
+        self.shell.kick.clear();
         if let Some(ended) = self.stop(deadline) {
             return Ok(Some(ended));
         }
@@ -488,8 +531,8 @@ impl Machine {
         if !self.ticking || !self.must_tick() {
             self.arm()?;
         }
-        if self.process.threads.any_ready() && self.vcpu.is_in_program() {
-            let regs = self.vcpu.regs();
+        if self.process.threads.any_ready() && self.shell.vcpu.is_in_program() {
+            let regs = self.shell.vcpu.regs();
             self.process.threads.queue_current();
             self.leave_cpu(regs)?;
         }
@@ -498,12 +541,13 @@ impl Machine {
 
     /// The CPU raised an exception.
     fn fault(&mut self, vector: u64) -> Result<Option<Ended>, RunError> {
-        let frame = self.process.memory.exception_frame(self.vcpu.regs().rsp, entry::has_error_code(vector));
-        let mut regs = self.vcpu.regs();
+        let frame =
+            self.process.memory.exception_frame(self.shell.vcpu.regs().rsp, entry::has_error_code(vector));
+        let mut regs = self.shell.vcpu.regs();
         (regs.rip, regs.rflags, regs.rsp) = (frame.rip, frame.rflags, frame.rsp);
-        let special = self.vcpu.special()?;
-        self.vcpu.set_bases(special.fs.base, special.gs.base)?;
-        self.vcpu.enter(regs);
+        let special = self.shell.vcpu.special()?;
+        self.shell.vcpu.set_bases(special.fs.base, special.gs.base)?;
+        self.shell.vcpu.enter(regs);
         if vector == PAGE_FAULT {
             let access = super::fault::access_of(frame.error);
             return match self.process.memory.touch(special.cr2, access) {
@@ -516,8 +560,8 @@ impl Machine {
 
     /// The host's memory protection refused an access of the program.
     fn denied(&mut self, gpa: Option<u64>) -> Result<Option<Ended>, RunError> {
-        let regs = self.vcpu.regs();
-        let special = self.vcpu.special()?;
+        let regs = self.shell.vcpu.regs();
+        let special = self.shell.vcpu.special()?;
         match super::fault::find_refused(&self.process.memory, &regs, &special, gpa) {
             Refused::Access(address, access) => match self.process.memory.touch(address, access) {
                 Ok(()) => Ok(None),
@@ -525,12 +569,6 @@ impl Machine {
             },
             Refused::Absent(address) => self.crash(Cause::Bus { address }),
         }
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        KickSlot::detach();
     }
 }
 

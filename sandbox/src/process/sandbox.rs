@@ -1,4 +1,12 @@
 //! One sandbox: a named thread that owns the VM, and the handle through which the gateway uses it.
+//!
+//! ```text
+//!                     image: ready shell, or a VM made now          invoke            reply
+//! start ──> thread ──┤                                     ├──> [ready] ──> [running] ──────> [resetting] ──> [ready]
+//!                     no image: load the program                       no image: ends after one
+//! ```
+//! A sandbox of an image goes back to it by itself as soon as the reply is out, off the caller's path; a call that
+//! comes early waits in the channel.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -9,11 +17,16 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::control::Control;
-use super::run::{Ended, Machine};
+use super::files::NoConsole;
+use super::image::{Image, Prologue};
+use super::run::{Ended, Machine, RunError};
 use super::setup::{Program, Setup};
+use super::shell::Shell;
+use super::shells;
 use super::stdio::{Collected, Stdio};
 use crate::engine::{ExitStatus, Fault, Invocation, LogSink, Reply, Sandbox, Timings};
 use crate::error::Error;
+use crate::kvm::sys::Region;
 
 /// Work for the thread.
 struct Job {
@@ -21,26 +34,48 @@ struct Job {
     reply: oneshot::Sender<Result<Reply, Error>>,
 }
 
+/// What a function's sandboxes start from.
+#[derive(Debug)]
+pub(super) struct Template {
+    pub(super) setup: Setup,
+    /// `None`: the program is loaded and started for every sandbox.
+    pub(super) image: Option<Arc<Image>>,
+}
+
+/// Everything that a thread needs to become a sandbox.
+pub(super) struct Begin {
+    template: Arc<Template>,
+    control: Arc<Control>,
+    ready: oneshot::Sender<Result<(), Error>>,
+    jobs: Receiver<Job>,
+}
+
 /// The handle. Dropping it ends the thread; the VM is taken down there, off the caller's path.
 pub(super) struct ProcessSandbox {
-    setup: Arc<Setup>,
+    template: Arc<Template>,
     jobs: Sender<Job>,
     control: Arc<Control>,
 }
 
 impl ProcessSandbox {
-    /// Loads the program on a thread of its own.
-    pub(super) async fn start(setup: Arc<Setup>) -> Result<Self, Error> {
+    /// From the image, in a shell that is ready or in a new VM; without one by loading the program.
+    pub(super) async fn start(template: Arc<Template>) -> Result<Self, Error> {
         let (jobs, receiver) = channel();
         let (ready, is_ready) = oneshot::channel();
         let control = Control::new().map_err(|error| Error::host("create an event descriptor", error))?;
-        let (own_setup, own_control) = (setup.clone(), control.clone());
-        std::thread::Builder::new()
-            .name(format!("vcpu-{}", setup.name))
-            .spawn(move || serve(&own_setup, own_control, ready, &receiver))
-            .map_err(|error| Error::host("start a vCPU thread", error))?;
+        let begin = Begin { template: template.clone(), control: control.clone(), ready, jobs: receiver };
+        let begin = match &template.image {
+            Some(image) if image.fits_shells() => shells::take(begin).err(),
+            _ => Some(begin),
+        };
+        if let Some(begin) = begin {
+            std::thread::Builder::new()
+                .name(format!("vcpu-{}", template.setup.name))
+                .spawn(move || begin.alone())
+                .map_err(|error| Error::host("start a vCPU thread", error))?;
+        }
         is_ready.await.map_err(|error| Error::host("start a sandbox", error))??;
-        Ok(Self { setup, jobs, control })
+        Ok(Self { template, jobs, control })
     }
 }
 
@@ -63,7 +98,10 @@ impl Sandbox for ProcessSandbox {
     }
 
     async fn reset(&mut self) -> Result<(), Error> {
-        *self = Self::start(self.setup.clone()).await?;
+        if self.template.image.is_none() {
+            *self = Self::start(self.template.clone()).await?;
+        }
+        // With an image the thread is at it, or done.
         Ok(())
     }
 }
@@ -85,43 +123,129 @@ impl Drop for CancelOnDrop<'_> {
     }
 }
 
-/// The thread: one program, for one invocation.
-fn serve(
-    setup: &Setup,
-    control: Arc<Control>,
-    ready: oneshot::Sender<Result<(), Error>>,
-    jobs: &Receiver<Job>,
-) {
-    let program = match setup.load() {
-        Ok(program) => program,
-        Err(error) => {
-            let _ = ready.send(Err(error));
+impl Begin {
+    /// The thread makes its own VM.
+    fn alone(self) {
+        let Some(image) = self.template.image.clone() else { return self.without_image() };
+        let started = image.start(self.control.clone());
+        self.with_image(&image, started);
+    }
+
+    /// The thread has a VM.
+    pub(super) fn in_shell(self, shell: Shell, region: Arc<Region>) {
+        let Some(image) = self.template.image.clone() else { return self.without_image() };
+        let started = image.start_in(shell, region, self.control.clone());
+        self.with_image(&image, started);
+    }
+
+    /// One program, for one invocation.
+    fn without_image(self) {
+        let setup = &self.template.setup;
+        let program = match setup.load() {
+            Ok(program) => program,
+            Err(error) => {
+                let _ = self.ready.send(Err(error));
+                return;
+            }
+        };
+        if self.ready.send(Ok(())).is_err() {
             return;
         }
-    };
-    if ready.send(Ok(())).is_err() {
-        return;
+        if let Ok(Job { call, reply }) = self.jobs.recv() {
+            // The receiver may have gone away; then nobody wants the reply.
+            let _ = reply.send(invoke_in_full(setup, program, self.control, call));
+        }
     }
-    if let Ok(Job { call, reply }) = jobs.recv() {
-        // The receiver may have gone away; then nobody wants the reply.
-        let _ = reply.send(invoke(setup, program, control, call));
+
+    /// A program that goes on from its image, again and again.
+    fn with_image(self, image: &Arc<Image>, started: Result<Machine, RunError>) {
+        let Self { template, control, ready, jobs } = self;
+        let mut machine = match started.map_err(|error| Error::host("start from the image", error)) {
+            Ok(machine) => machine,
+            Err(error) => {
+                let _ = ready.send(Err(error));
+                return;
+            }
+        };
+        template.setup.live.add(machine.process.memory.region());
+        if ready.send(Ok(())).is_err() {
+            return;
+        }
+        while let Ok(Job { call, reply }) = jobs.recv() {
+            let result = if call.env.is_empty() {
+                run(&mut machine, call, &image.prologue, Instant::now())
+            } else {
+                // The image's environment is fixed.
+                let setup = &template.setup;
+                let result =
+                    setup.load().and_then(|program| invoke_in_full(setup, program, control.clone(), call));
+                machine.attach();
+                result
+            };
+            let _ = reply.send(result);
+            match renew(machine, image, &control) {
+                Ok((renewed, false)) => machine = renewed,
+                Ok((renewed, true)) => {
+                    machine = renewed;
+                    template.setup.live.add(machine.process.memory.region());
+                }
+                Err(error) => {
+                    // The next call finds the thread gone.
+                    tracing::warn!(%error, "a sandbox could not be reset");
+                    return;
+                }
+            }
+            control.rearm();
+        }
     }
 }
 
-fn invoke(setup: &Setup, program: Program, control: Arc<Control>, call: Invocation) -> Result<Reply, Error> {
+/// The machine at its image again, or another one; whether it is another.
+fn renew(
+    mut machine: Machine,
+    image: &Arc<Image>,
+    control: &Arc<Control>,
+) -> Result<(Machine, bool), RunError> {
+    if image.reset(&mut machine)? {
+        return Ok((machine, false));
+    }
+    drop(machine);
+    Ok((image.start(control.clone())?, true))
+}
+
+fn invoke_in_full(
+    setup: &Setup,
+    program: Program,
+    control: Arc<Control>,
+    call: Invocation,
+) -> Result<Reply, Error> {
     let started = Instant::now();
-    let stdio = Stdio::new(call.input, call.output, call.log.clone(), control.clone());
-    let collected = stdio.collected();
-    let mut process = setup.begin(program, &call.env)?;
-    process.files.set_console(Box::new(stdio));
+    let process = setup.begin(program, &call.env)?;
     let mut machine =
         Machine::new(process, control).map_err(|error| Error::host("create a microVM", error))?;
+    run(&mut machine, call, &Prologue::default(), started)
+}
+
+/// Runs the machine's program with the call's input, which was handed over at `started`, to its end.
+fn run(
+    machine: &mut Machine,
+    call: Invocation,
+    prologue: &Prologue,
+    started: Instant,
+) -> Result<Reply, Error> {
+    let mut stdio = Stdio::new(call.input, call.output, call.log.clone(), machine.control());
+    stdio.say(prologue);
+    let collected = stdio.collected();
+    machine.process.files.set_console(Box::new(stdio));
+    machine.wake_console();
     let resumed = started.elapsed();
-    let ended = machine.run(call.deadline).map_err(|error| Error::host("run the program", error))?;
+    let ended = machine.run(call.deadline).map_err(|error| Error::host("run the program", error));
     let run = started.elapsed();
-    note_unserved(&machine, &*call.log);
+    // The end of a streamed reply.
+    machine.process.files.set_console(Box::new(NoConsole));
+    note_unserved(machine, &*call.log);
     let collected = std::mem::take(&mut *collected.lock());
-    conclude(ended, collected, (resumed, run), machine.process.memory.limit_bytes())
+    conclude(ended?, collected, (resumed, run), machine.process.memory.limit_bytes())
 }
 
 /// Tells the user what his program asked for in vain.
@@ -153,6 +277,7 @@ fn conclude(
         Ended::Deadline => return Err(Error::Deadline { after: run }),
         Ended::Cancelled => return Err(Error::Cancelled),
         Ended::MemoryLimit => return Err(Error::MemoryLimit { limit_bytes }),
+        Ended::WantsInput => return Err(Error::host("run the program", "it stopped at its input")),
     };
     let timings = Timings { resumed, run, first_byte: collected.first_byte };
     Ok(Reply { exit, output: Bytes::from(collected.bytes), timings })

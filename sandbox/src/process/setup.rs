@@ -133,7 +133,7 @@ fn open(files: &mut Files, path: &[u8]) -> Result<Arc<MappedFile>, Errno> {
     Ok(Arc::new(MappedFile { fd: mapping.fd, name }))
 }
 
-fn random() -> std::io::Result<[u8; 16]> {
+pub(super) fn random() -> std::io::Result<[u8; 16]> {
     let mut bytes = [0; 16];
     let got = rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty())?;
     if got == bytes.len() { Ok(bytes) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) }

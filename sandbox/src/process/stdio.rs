@@ -16,6 +16,7 @@ use tokio::sync::mpsc::{OwnedPermit, Receiver, Sender};
 
 use super::control::Control;
 use super::files::{Console, ConsoleRead, ConsoleWrite, Stream};
+use super::image::Prologue;
 use crate::engine::{Input, LogSink, Output};
 
 /// Largest piece that goes into an output channel.
@@ -67,6 +68,22 @@ impl Stdio {
         let waker = Waker::from(control.clone());
         let (started, collected) = (Instant::now(), Arc::default());
         Self { pending, stream, sink, log, control, waker, started, collected }
+    }
+
+    /// Says what the program had said before its image was taken.
+    pub(super) fn say(&mut self, prologue: &Prologue) {
+        if !prologue.log.is_empty() {
+            self.log.write(&prologue.log);
+        }
+        for piece in prologue.output.chunks(PIECE) {
+            if self.write_output(piece) == ConsoleWrite::Full
+                && let Sink::Stream { sender, reserve, .. } = &mut self.sink
+            {
+                // Nobody has sent anything yet, so only a channel for less than this has no room; its reader makes some.
+                *reserve = None;
+                let _ = sender.blocking_send(Bytes::copy_from_slice(piece));
+            }
+        }
     }
 
     /// What the output comes to, while and after the program runs.

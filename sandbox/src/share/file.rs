@@ -4,12 +4,14 @@
 //! again in another life of the sandbox and refuses with `ESTALE` where the path now names another file.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{self, FileType, Mode, OFlags, Timestamps};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::change::MODE_MASK;
+use super::hold::Hold;
 use super::{Access, Attr, Identity, Links, Lock, SetTime, Share, stat_fd, sys};
 
 /// Flags of `open(2)` that reach the host. All others are the tenant's own bookkeeping (`O_NONBLOCK`, `O_CLOEXEC`)
@@ -29,6 +31,7 @@ pub struct OpenFile {
     fd: OwnedFd,
     attr: Attr,
     access: Access,
+    hold: Arc<Hold>,
 }
 
 /// What must be kept of an open file so that it can be opened again.
@@ -78,7 +81,7 @@ impl OpenFile {
     }
 
     fn changeable(&self) -> Result<(), Errno> {
-        if self.access == Access::ReadOnly { Err(Errno::ROFS) } else { Ok(()) }
+        if self.access == Access::ReadOnly || self.hold.refuses() { Err(Errno::ROFS) } else { Ok(()) }
     }
 
     /// As [`Share::chmod`].
@@ -198,7 +201,7 @@ impl Share {
                     self.truncate(path, links, 0)?;
                 }
             }
-            return Ok(OpenFile { fd, attr, access: self.access });
+            return Ok(OpenFile { fd, attr, access: self.access, hold: self.hold.clone() });
         }
         Err(Errno::AGAIN)
     }
@@ -223,7 +226,7 @@ impl Share {
             fs::fchmod(&fd, Mode::from_raw_mode(mode & 0o777))?;
             attr.mode = attr.mode & !0o777 | mode & 0o777;
         }
-        Ok(OpenFile { fd, attr, access: self.access })
+        Ok(OpenFile { fd, attr, access: self.access, hold: self.hold.clone() })
     }
 
     /// A regular file without a name in the directory `path` (`O_TMPFILE`).
@@ -241,7 +244,7 @@ impl Share {
         let host = (flags & OFlags::RWMODE) | OFlags::TMPFILE;
         let fd = self.resolve(path, links, host, Mode::from_raw_mode(mode & 0o777))?;
         let attr = stat_fd(&fd)?;
-        Ok(OpenFile { fd, attr, access: self.access })
+        Ok(OpenFile { fd, attr, access: self.access, hold: self.hold.clone() })
     }
 
     /// Opens again what a saved state describes. Nothing is created or truncated.

@@ -26,10 +26,12 @@
 mod change;
 mod dir;
 mod file;
+mod hold;
 mod sys;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags, StatFs, Statx, StatxFlags};
 use rustix::io::Errno;
@@ -182,6 +184,7 @@ impl Anchor {
 pub struct Share {
     root: OwnedFd,
     access: Access,
+    hold: Arc<hold::Hold>,
 }
 
 impl Share {
@@ -192,7 +195,7 @@ impl Share {
     /// What `open(2)` says: `ENOENT`, `ENOTDIR`, `EACCES`.
     pub fn open_dir(path: &Path, access: Access) -> Result<Self, Errno> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self { root: fs::open(path, flags, Mode::empty())?, access })
+        Ok(Self { root: fs::open(path, flags, Mode::empty())?, access, hold: Arc::default() })
     }
 
     /// What the tenant may do.
@@ -202,7 +205,13 @@ impl Share {
     }
 
     fn writable(&self) -> Result<(), Errno> {
-        if self.access == Access::ReadOnly { Err(Errno::ROFS) } else { Ok(()) }
+        if self.access == Access::ReadOnly || self.hold.refuses() { Err(Errno::ROFS) } else { Ok(()) }
+    }
+
+    /// Refuses every change from now on, and tells of each attempt; `None` ends that. A read-only share has nothing to
+    /// tell.
+    pub fn hold_changes(&self, tell: Option<Arc<dyn Fn() + Send + Sync>>) {
+        self.hold.set(tell);
     }
 
     /// `openat2` beneath the root: the one place where a tenant's path meets the host's file system.

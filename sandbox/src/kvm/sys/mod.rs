@@ -5,11 +5,14 @@
 #![allow(unsafe_code)]
 
 mod io;
-mod pages;
+mod pagemap;
+mod picture;
 mod region;
 mod vcpu;
 
 pub(crate) use io::{HostRange, read_into, write_from};
+pub(crate) use pagemap::Pages;
+pub(crate) use picture::{Picture, PictureWriter};
 pub(crate) use region::{Advice, Backing, Protection, Region};
 pub(crate) use vcpu::{
     KickSlot, KickTarget, KickTimer, XsaveArea, internal_error, memory_fault_address, set_slot,

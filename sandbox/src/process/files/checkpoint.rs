@@ -61,6 +61,7 @@ impl Files {
             console: Box::new(NoConsole),
             console_dry: [0; 3],
             threads: Vec::new(),
+            clock_shift_ns: self.clock_shift_ns,
             changed: true,
             saved: Some(Saved { table: self.reopened(&saved.table)?, ..saved }),
         };
@@ -104,6 +105,7 @@ impl Files {
             self.pin(&place);
         }
         self.restore_host_files();
+        self.set_clock_shift(self.clock_shift_ns);
     }
 
     /// Every place that is kept alive by an open file or as the working directory.

@@ -48,7 +48,9 @@ impl Event {
 #[derive(Clone, Debug)]
 pub(crate) struct Timer {
     clock: ClockId,
-    /// The next expiry, on `clock`.
+    /// Nanoseconds that the program's forward-only clocks are ahead of the host's.
+    shift_ns: i64,
+    /// The next expiry, on the program's `clock`.
     next: Option<Duration>,
     /// The time between further ones; zero for none.
     interval: Duration,
@@ -56,15 +58,30 @@ pub(crate) struct Timer {
     pub(crate) settings: u64,
 }
 
-/// A clock's present value.
-fn clock_now(clock: ClockId) -> Duration {
+/// A clock's present value for a program with this shift.
+fn clock_now(clock: ClockId, shift_ns: i64) -> Duration {
     let t = clock_gettime(clock);
-    Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
+    let host = Duration::new(t.tv_sec as u64, t.tv_nsec as u32);
+    let shift = Duration::from_nanos(shift_ns.unsigned_abs());
+    match clock {
+        ClockId::Realtime | ClockId::RealtimeAlarm => host,
+        _ if shift_ns < 0 => host.saturating_sub(shift),
+        _ => host.saturating_add(shift),
+    }
 }
 
 impl Timer {
-    pub(crate) fn new(clock: ClockId) -> Self {
-        Self { clock, next: None, interval: Duration::ZERO, settings: 0 }
+    pub(crate) fn new(clock: ClockId, shift_ns: i64) -> Self {
+        Self { clock, shift_ns, next: None, interval: Duration::ZERO, settings: 0 }
+    }
+
+    /// The program's clocks have another distance from the host's now.
+    pub(crate) fn set_shift(&mut self, shift_ns: i64) {
+        self.shift_ns = shift_ns;
+    }
+
+    fn now(&self) -> Duration {
+        clock_now(self.clock, self.shift_ns)
     }
 
     /// Sets it; returns what was left and the old interval. A zero `value` stops it.
@@ -78,7 +95,7 @@ impl Timer {
         self.next = match value {
             Duration::ZERO => None,
             value if absolute => Some(value),
-            value => Some(clock_now(self.clock).saturating_add(value)),
+            value => Some(self.now().saturating_add(value)),
         };
         self.interval = interval;
         self.settings += 1;
@@ -88,7 +105,7 @@ impl Timer {
     /// Time to the next expiry (zero if stopped), and the interval.
     pub(crate) fn left(&self) -> (Duration, Duration) {
         let Some(next) = self.next else { return (Duration::ZERO, self.interval) };
-        let now = clock_now(self.clock);
+        let now = self.now();
         let left = match next.checked_sub(now) {
             Some(left) if !left.is_zero() => left,
             _ if self.interval.is_zero() => Duration::from_nanos(1),
@@ -102,7 +119,7 @@ impl Timer {
 
     /// Expiries since the last read.
     pub(crate) fn expired(&self) -> u64 {
-        let Some(late) = self.next.and_then(|next| clock_now(self.clock).checked_sub(next)) else { return 0 };
+        let Some(late) = self.next.and_then(|next| self.now().checked_sub(next)) else { return 0 };
         if self.interval.is_zero() {
             return 1;
         }
@@ -127,7 +144,7 @@ impl Timer {
 
     /// What waits for the next expiry.
     pub(crate) fn need(&self) -> Need {
-        let left = self.next.map(|next| next.saturating_sub(clock_now(self.clock)));
+        let left = self.next.map(|next| next.saturating_sub(self.now()));
         let until = left.and_then(|left| Instant::now().checked_add(left));
         Need { until, ..Need::INSIDE }
     }
@@ -161,13 +178,13 @@ mod tests {
 
     #[test]
     fn a_timer_in_the_past_has_expired_as_often_as_it_should() {
-        let mut timer = Timer::new(ClockId::Monotonic);
+        let mut timer = Timer::new(ClockId::Monotonic, 0);
         let second = Duration::from_secs(1);
         assert_eq!(timer.read(true), Err(Errno::AGAIN.into()));
         timer.set(Duration::from_nanos(1), Duration::ZERO, true);
         assert_eq!(timer.read(true), Ok(1));
         assert_eq!(timer.expired(), 0);
-        timer.set(clock_now(ClockId::Monotonic).saturating_sub(second), second * 3600, true);
+        timer.set(clock_now(ClockId::Monotonic, 0).saturating_sub(second), second * 3600, true);
         assert_eq!(timer.read(true), Ok(1));
         assert_eq!(timer.read(true), Err(Errno::AGAIN.into()));
         let (left, interval) = timer.set(Duration::ZERO, Duration::ZERO, false);
@@ -176,8 +193,19 @@ mod tests {
     }
 
     #[test]
+    fn a_timer_follows_the_programs_clock() {
+        let mut timer = Timer::new(ClockId::Monotonic, 0);
+        let hour = Duration::from_secs(3600);
+        timer.set(hour, Duration::ZERO, false);
+        timer.set_shift(7200 * 1_000_000_000);
+        assert_eq!(timer.expired(), 1);
+        timer.set_shift(-1_000_000_000);
+        assert!(timer.left().0 > hour);
+    }
+
+    #[test]
     fn extreme_times_do_not_overflow() {
-        let mut timer = Timer::new(ClockId::Monotonic);
+        let mut timer = Timer::new(ClockId::Monotonic, 0);
         timer.set(Duration::MAX, Duration::MAX, false);
         assert_eq!(timer.expired(), 0);
         timer.set(Duration::from_nanos(1), Duration::from_nanos(1), true);

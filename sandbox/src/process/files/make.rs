@@ -106,7 +106,22 @@ impl Files {
         cloexec: bool,
     ) -> Result<i32, Errno> {
         let flags = RDWR | if nonblocking { libc::O_NONBLOCK as u32 } else { 0 };
-        self.install_nameless(Object::Timer(Timer::new(clock)), "anon_inode:[timerfd]", flags, cloexec)
+        self.install_nameless(
+            Object::Timer(Timer::new(clock, self.clock_shift_ns)),
+            "anon_inode:[timerfd]",
+            flags,
+            cloexec,
+        )
+    }
+
+    /// The program's forward-only clocks are so far ahead of the host's.
+    pub(crate) fn set_clock_shift(&mut self, shift_ns: i64) {
+        self.clock_shift_ns = shift_ns;
+        for file in self.table.files_mut() {
+            if let Object::Timer(timer) = &mut file.object {
+                timer.set_shift(shift_ns);
+            }
+        }
     }
 
     fn timer(&mut self, fd: i32) -> Result<&mut Timer, Errno> {

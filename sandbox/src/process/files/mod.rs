@@ -154,6 +154,8 @@ pub struct Files {
     console_dry: [u64; 3],
     /// The process's threads, for `/proc/self/task`.
     threads: Vec<u32>,
+    /// How far the program's forward-only clocks are ahead of the host's.
+    clock_shift_ns: i64,
     /// Something changed that another thread may wait for.
     changed: bool,
     saved: Option<checkpoint::Saved>,
@@ -196,6 +198,7 @@ impl Files {
             console: Box::new(NoConsole),
             console_dry: [0; 3],
             threads: vec![config.pid],
+            clock_shift_ns: 0,
             changed: false,
             saved: None,
         };
@@ -282,6 +285,11 @@ impl Files {
         }
         self.mounts.push(Mount { share: Arc::new(opened), point });
         Ok(())
+    }
+
+    /// Refuses every change in a shared directory from now on, and tells of each attempt; `None` ends that.
+    pub(crate) fn hold_shares(&self, tell: Option<Arc<dyn Fn() + Send + Sync>>) {
+        self.mounts.iter().for_each(|mount| mount.share.hold_changes(tell.clone()));
     }
 
     /// Connects descriptors 0, 1 and 2 of the present invocation.

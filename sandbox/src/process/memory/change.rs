@@ -34,6 +34,7 @@ impl AddressSpace {
     /// `munmap(2)`.
     pub(crate) fn unmap(&mut self, start: u64, len: u64) -> Result<(), Errno> {
         let end = range(start, len)?;
+        self.touch_mappings(start, end);
         let removed = self.vmas.remove(start, end);
         for (at, vma) in removed.iter().filter(|(_, vma)| vma.placed) {
             self.unmap_host(*at, vma.end)?;
@@ -73,7 +74,9 @@ impl AddressSpace {
             return Err(Errno::NOMEM);
         }
         self.check_room(more, true)?;
-        if old.placed {
+        let placed = old.placed;
+        self.touch_mappings(start, end);
+        if placed {
             for run in self.extents.runs(start, end) {
                 self.region.protect(run.gpa, run.len, host_protection(prot)).map_err(host_errno)?;
             }
@@ -166,9 +169,25 @@ impl AddressSpace {
         while done < len {
             let from = self.runs(old + done, old + len).next().ok_or(Errno::FAULT)?;
             let to = self.runs(new + done, new + len).next().ok_or(Errno::FAULT)?;
-            let piece = from.len.min(to.len);
-            self.region.move_pages(from.gpa, to.gpa, piece).map_err(host_errno)?;
+            let piece = self.same_backing(from.gpa, from.len.min(to.len));
+            if self.region.move_pages(from.gpa, to.gpa, piece).is_err() {
+                // Several mappings of the host: a reset or an advice has cut the image's.
+                self.copy_pages(from.gpa, to.gpa, piece)?;
+            }
             done += piece;
+        }
+        Ok(())
+    }
+
+    fn copy_pages(&self, from: u64, to: u64, len: u64) -> Result<(), Errno> {
+        let mut buffer = vec![0; (256 << 10).min(len as usize)];
+        for at in (0..len).step_by(buffer.len().max(1)) {
+            let piece = &mut buffer[..(len - at).min(256 << 10) as usize];
+            if self.region.read(from + at, piece) != piece.len()
+                || self.region.write(to + at, piece) != piece.len()
+            {
+                return Err(Errno::FAULT);
+            }
         }
         Ok(())
     }
@@ -182,6 +201,9 @@ impl AddressSpace {
             .map(|(at, vma)| (at.max(start), vma.end.min(end)))
             .collect();
         for (from, to) in parts {
+            if matches!(advice, Advice::DontNeed | Advice::Free) && self.image.is_some() {
+                self.forget_image(from, to)?;
+            }
             for run in self.extents.runs(from, to) {
                 self.region
                     .advise(run.gpa, run.len, advice)

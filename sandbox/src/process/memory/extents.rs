@@ -33,6 +33,11 @@ pub(crate) struct Run {
     pub(crate) len: u64,
 }
 
+/// The slot that every VM has.
+pub(crate) fn first_slot() -> Slot {
+    Slot { gpa: 0, len: SYSTEM_SIZE + FIRST_GRANULES * GRANULE }
+}
+
 /// The granules in use.
 #[derive(Clone, Debug)]
 pub(crate) struct Extents {
@@ -46,14 +51,36 @@ pub(crate) struct Extents {
 impl Extents {
     /// Only the system area; guest-physical addresses up to `limit`.
     pub(crate) fn new(limit: u64) -> Self {
-        let covered = SYSTEM_SIZE + FIRST_GRANULES * GRANULE;
-        let fresh = vec![Slot { gpa: 0, len: covered }];
-        Self { granules: BTreeMap::new(), next: SYSTEM_SIZE, limit, covered, fresh }
+        let fresh = vec![first_slot()];
+        Self { granules: BTreeMap::new(), next: SYSTEM_SIZE, limit, covered: fresh[0].len, fresh }
     }
 
     /// Slots that were added since the last question.
     pub(crate) fn take_new(&mut self) -> Vec<Slot> {
         std::mem::take(&mut self.fresh)
+    }
+
+    /// Bytes of guest-physical memory that have a memslot.
+    pub(super) fn covered(&self) -> u64 {
+        self.covered
+    }
+
+    /// Bytes of guest-physical memory that are given away.
+    pub(super) fn used(&self) -> u64 {
+        self.next
+    }
+
+    /// The same for another VM, which knows none of the slots: two at most cover them all.
+    pub(super) fn for_new_vm(&self) -> Self {
+        let first = first_slot();
+        let rest = Slot { gpa: first.len, len: self.covered - first.len };
+        let fresh = [first, rest].into_iter().filter(|slot| slot.len > 0).collect();
+        Self { fresh, ..self.clone() }
+    }
+
+    /// The VM has the first slot already.
+    pub(super) fn has_first_slot(&mut self) {
+        self.fresh.retain(|slot| slot.gpa > 0);
     }
 
     /// The guest-physical address of `gva`.

@@ -11,7 +11,9 @@
 
 mod change;
 mod extents;
+mod image;
 mod place;
+mod renew;
 pub(crate) mod tables;
 #[cfg(test)]
 mod tests;
@@ -32,8 +34,10 @@ use crate::kvm::layout::{
 use crate::kvm::sys::{Backing, Protection, Region};
 
 pub(crate) use change::{Move, Refusal};
-pub(crate) use extents::{Run, Slot};
+pub(crate) use extents::{Run, Slot, first_slot};
+pub(crate) use image::{MemoryImage, Unfit};
 pub(crate) use place::{At, Request};
+pub(crate) use renew::Renewed;
 pub(crate) use user::{Access, Buffer, MAX_TRANSFER};
 pub(crate) use vma::{FilePart, MappedFile, Prot};
 
@@ -106,17 +110,30 @@ pub(crate) struct AddressSpace {
     placement: Placement,
     limit_bytes: u64,
     flush: bool,
+    /// What a reset goes back to.
+    image: Option<Arc<MemoryImage>>,
+    /// Ranges whose mappings may differ from the image's.
+    touched: Vec<Range<u64>>,
 }
 
 /// Guest-physical memory beyond the limit, for mappings that cost the host no memory of the program (files, reservations that
 /// were touched).
 const PHYSICAL_SLACK: u64 = 64 << 30;
 
+/// Bytes of addresses that the memory of a program with this limit needs. Small programs share one size, so that a region
+/// can be reserved before its program is known.
+pub(crate) fn region_bytes(limit_bytes: u64) -> u64 {
+    let limit = limit_bytes.max(COMMON_LIMIT);
+    (PHYSICAL_SLACK + limit.saturating_mul(4)).next_multiple_of(GRANULE)
+}
+
+/// Programs with at most this limit use regions of one size.
+pub(crate) const COMMON_LIMIT: u64 = 1 << 30;
+
 impl AddressSpace {
     /// An empty one for at most `limit_bytes` of memory.
     pub(crate) fn new(limit_bytes: u64, placement: Placement) -> std::io::Result<Self> {
-        let size = (PHYSICAL_SLACK + limit_bytes.saturating_mul(4)).next_multiple_of(GRANULE);
-        let region = Arc::new(Region::reserve(size)?);
+        let region = Arc::new(Region::reserve(region_bytes(limit_bytes))?);
         let tables = Tables::new(&region, SYSTEM_SIZE)?;
         let extents = Extents::new(region.len());
         let (vmas, heap) = (VmaMap::default(), Heap::default());
@@ -132,7 +149,16 @@ impl AddressSpace {
             placement,
             limit_bytes,
             flush: false,
+            image: None,
+            touched: Vec::new(),
         })
+    }
+
+    /// The mappings of `start..end` change.
+    fn touch_mappings(&mut self, start: u64, end: u64) {
+        if self.image.is_some() {
+            self.touched.push(start..end);
+        }
     }
 
     /// The host memory behind.

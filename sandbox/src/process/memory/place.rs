@@ -203,6 +203,7 @@ impl AddressSpace {
     fn replace(&mut self, start: u64, mut vma: Vma) -> Result<(), Errno> {
         let end = vma.end;
         let had = !self.vmas.is_free(start, end);
+        self.touch_mappings(start, end);
         vma.placed = vma.prot.accessible() || vma.file.is_some();
         if vma.placed {
             self.extents.ensure(start, end)?;
@@ -252,7 +253,7 @@ impl AddressSpace {
         }
     }
 
-    fn map_host(&self, start: u64, vma: &Vma) -> Result<(), Errno> {
+    pub(super) fn map_host(&self, start: u64, vma: &Vma) -> Result<(), Errno> {
         for run in self.extents.runs(start, vma.end) {
             let backing = match &vma.file {
                 None => Backing::Anonymous,

@@ -66,20 +66,34 @@ pub(crate) struct Tables {
     next: u64,
     end: u64,
     stale: bool,
+    /// The stretches that hold tables: first address, end.
+    rooms: Vec<(u64, u64)>,
 }
 
 impl Tables {
     /// An empty PML4 at [`TABLES_GPA`], with room for tables up to `end`.
     pub(crate) fn new(region: &Region, end: u64) -> std::io::Result<Self> {
         region.map(TABLES_GPA, end - TABLES_GPA, Protection::READ_WRITE, Backing::Anonymous)?;
-        Ok(Self { next: TABLES_GPA + PAGE, end, stale: false })
+        Ok(Self { next: TABLES_GPA + PAGE, end, stale: false, rooms: vec![(TABLES_GPA, end)] })
     }
 
     /// More room for tables.
     pub(crate) fn add_room(&mut self, region: &Region, gpa: u64, len: u64) -> std::io::Result<()> {
         region.map(gpa, len, Protection::READ_WRITE, Backing::Anonymous)?;
         (self.next, self.end) = (gpa, gpa + len);
+        self.rooms.push((gpa, gpa + len));
         Ok(())
+    }
+
+    /// Every stretch that holds tables: first address, end of the tables in it, end of the room.
+    pub(super) fn rooms(&self) -> impl Iterator<Item = (u64, u64, u64)> + '_ {
+        let used = |end| if end == self.end { self.next } else { end };
+        self.rooms.iter().map(move |&(start, end)| (start, used(end), end))
+    }
+
+    /// Bytes of tables.
+    pub(super) fn bytes(&self) -> u64 {
+        self.rooms().map(|(start, used, _)| used - start).sum()
     }
 
     /// Whether a present entry was changed since the last question.

@@ -115,6 +115,11 @@ impl Vma {
         if own { self.end - start } else { 0 }
     }
 
+    /// The part `from..to` of the mapping, which begins at `start`.
+    pub(crate) fn part(&self, start: u64, from: u64, to: u64) -> Self {
+        Self { end: to, ..self.cut_front(start, from) }
+    }
+
     fn cut_front(&self, start: u64, at: u64) -> Self {
         let mut rest = self.clone();
         if let Some(part) = &mut rest.file {
@@ -231,6 +236,15 @@ impl VmaMap {
             vma = joined;
         }
         self.map.insert(start, vma);
+    }
+
+    /// Puts one file in the place of another, wherever that is mapped.
+    pub(crate) fn replace_file(&mut self, old: &Arc<MappedFile>, new: &Arc<MappedFile>) {
+        for part in self.map.values_mut().filter_map(|vma| vma.file.as_mut()) {
+            if Arc::ptr_eq(&part.file, old) {
+                part.file = new.clone();
+            }
+        }
     }
 
     /// The highest free `len` bytes that end at or below `top` and begin at or above `bottom`.

@@ -70,12 +70,7 @@ impl Machine {
         } else {
             thread.state.regs.rax = (-i64::from(Errno::INTR.raw_os_error())) as u64;
         }
-        let regs = thread.state.regs;
-        if self.process.threads.len() == 1 && self.process.threads.current().state.xsave.is_none() {
-            self.enter_alone(regs)?;
-        } else {
-            self.load_current()?;
-        }
+        self.load_current()?;
         Ok(Some(None))
     }
 

@@ -24,7 +24,7 @@ pub(crate) const REALTIME: u64 = 0;
 /// CLOCK_MONOTONIC.
 pub(crate) const MONOTONIC: u64 = 1;
 
-/// The clocks of one program. Plain data; [`Clock::shift_ns`] is what a snapshot keeps.
+/// The clocks of one program. Plain data.
 #[derive(Clone, Debug)]
 pub(crate) struct Clock {
     vvar: Vvar,
@@ -32,6 +32,8 @@ pub(crate) struct Clock {
     mult: Option<u64>,
     /// Added to the host's forward-only clocks.
     shift_ns: i64,
+    /// The highest sequence number of earlier pages.
+    last_sequence: u32,
     /// The counter's ticks that make the page old.
     fresh_ticks: u64,
 }
@@ -44,6 +46,7 @@ impl Clock {
             vvar: Vvar::default(),
             mult: rate.map(|khz| (1_000_000 << 32) / khz),
             shift_ns: 0,
+            last_sequence: 0,
             fresh_ticks: rate.unwrap_or(0) * FRESH.as_millis() as u64,
         }
     }
@@ -68,13 +71,27 @@ impl Clock {
         self.shift_ns
     }
 
-    /// Lets the forward-only clocks continue from `monotonic`; takes the page out of force until the vCPU's counter is shown
-    /// to be right again. Returns the page's bytes.
-    pub(crate) fn resume_at(&mut self, monotonic: Duration) -> Vec<u8> {
+    /// Lets the forward-only clocks continue from `monotonic`. The page stays in force where it is: that was shown of this
+    /// vCPU. `sequence` is that of the page which the program saw last. Returns the page's bytes.
+    pub(crate) fn resume_at(&mut self, monotonic: Duration, sequence: u32) -> Vec<u8> {
         let host = read(ClockId::Monotonic);
         self.shift_ns = i64::try_from(monotonic.as_nanos() as i128 - host.as_nanos() as i128).unwrap_or(0);
-        self.vvar = Vvar::default();
+        self.last_sequence = self.last_sequence.max(self.vvar.sequence).max(sequence);
+        self.vvar = match self.vvar.sequence {
+            0 => Vvar::default(),
+            _ => Vvar { sequence: self.next_sequence(), mult: self.vvar.mult, ..self.readings() },
+        };
         self.vvar.bytes().to_vec()
+    }
+
+    /// The page's sequence number.
+    pub(crate) fn sequence(&self) -> u32 {
+        self.vvar.sequence.max(self.last_sequence)
+    }
+
+    /// Another number than any that a reader of the page may have begun with.
+    fn next_sequence(&self) -> u32 {
+        self.sequence().wrapping_add(2).max(2)
     }
 
     /// The program says that its counter stood at `reading`; the host's stood at `entered` before and stands at
@@ -85,7 +102,7 @@ impl Clock {
             return None;
         }
         let mult = self.mult?;
-        self.vvar = Vvar { sequence: 2, mult, ..self.readings() };
+        self.vvar = Vvar { sequence: self.next_sequence(), mult, ..self.readings() };
         Some(self.vvar.bytes().to_vec())
     }
 
@@ -100,7 +117,7 @@ impl Clock {
             // Forward-only: never behind what the program may have read already.
             *base = (*base).max(old.read(number, new.tsc_base));
         }
-        let sequence = old.sequence.wrapping_add(2).max(2);
+        let sequence = self.next_sequence();
         self.vvar = Vvar { sequence, mult: old.mult, ..new };
         Some(self.vvar.bytes().to_vec())
     }
@@ -184,7 +201,8 @@ mod tests {
     #[test]
     fn the_monotonic_clock_continues_where_it_stood() {
         let mut clock = in_force();
-        clock.resume_at(Duration::from_secs(12));
+        clock.resume_at(Duration::from_secs(12), 40);
+        assert!(clock.vvar.sequence > 40);
         let now = clock.now(MONOTONIC).unwrap();
         assert!(now >= Duration::from_secs(12) && now < Duration::from_secs(72));
         let wall = clock.now(REALTIME).unwrap();

@@ -6,7 +6,7 @@ pub(crate) mod timers;
 pub(crate) mod vdso;
 
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
@@ -23,10 +23,22 @@ pub(crate) struct Time {
     page: Option<Arc<MappedFile>>,
     /// The host's counter when the program last began to run; 0 where nobody asks.
     entered: u64,
+    /// CPU time of the program before it came to the present vCPU thread.
+    before: Duration,
     /// The vCPU thread's CPU time when the program began.
     began: Duration,
     /// The vCPU thread's CPU time when the current thread got the vCPU.
     switched: Duration,
+}
+
+/// The clocks of a program at one moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Moment {
+    pub(crate) monotonic: Duration,
+    pub(crate) cpu: Duration,
+    pub(crate) uptime: Duration,
+    /// Of the page of [`vdso::Vvar`].
+    pub(crate) sequence: u32,
 }
 
 fn host_cpu_time() -> Duration {
@@ -60,20 +72,32 @@ impl Time {
     pub(crate) fn map(&mut self, memory: &mut AddressSpace) -> Result<u64, Errno> {
         let page = Arc::new(memory_file("[vvar]", &[])?);
         let bytes = vdso::PAGE_BYTES as u64;
-        let part = |file: &Arc<MappedFile>| Some(FilePart { file: file.clone(), offset: 0, shared: true });
+        let part = |file: &Arc<MappedFile>, shared| Some(FilePart { file: file.clone(), offset: 0, shared });
         let read = Prot { read: true, write: false, exec: false };
         let base = memory.map(Request {
-            file: part(&page),
+            file: part(&page, true),
             label: "[vvar]",
             ..Request::anonymous(At::Hint(0), 2 * bytes, read)
         })?;
         memory.map(Request {
-            file: part(&object()?),
+            // Private: what a program writes there after `mprotect` is its own.
+            file: part(&object()?, false),
             label: "[vdso]",
             ..Request::anonymous(At::Fixed(base + bytes), bytes, Prot { exec: true, ..read })
         })?;
         self.page = Some(page);
         Ok(base + bytes)
+    }
+
+    /// For a program that goes on from an image, with a page of its own.
+    pub(crate) fn restored(has_page: bool) -> Result<Self, Errno> {
+        let page = if has_page { Some(Arc::new(memory_file("[vvar]", &[])?)) } else { None };
+        Ok(Self { page, ..Self::default() })
+    }
+
+    /// The page's file.
+    pub(crate) fn page(&self) -> Option<&Arc<MappedFile>> {
+        self.page.as_ref()
     }
 
     /// Fills the page; the program sees it at once.
@@ -93,13 +117,36 @@ impl Process {
         self.time.switched = self.time.began;
     }
 
+    /// The program goes on where it stood when its clocks showed this, as if no time had passed but on the wall.
+    pub(crate) fn resume_time(&mut self, at: &Moment) {
+        let mut page = vec![0; vdso::PAGE_BYTES];
+        let bytes = self.clock.resume_at(at.monotonic, at.sequence);
+        page[..bytes.len()].copy_from_slice(&bytes);
+        // All of it: the program may have made its page writable.
+        self.time.publish(&page);
+        self.time.began = host_cpu_time();
+        (self.time.before, self.time.switched) = (at.cpu, self.time.began);
+        self.files.set_clock_shift(self.clock.shift_ns());
+        self.started = Instant::now().checked_sub(at.uptime).unwrap_or_else(Instant::now);
+    }
+
+    /// What the program's clocks show now.
+    pub(crate) fn moment(&self) -> Moment {
+        Moment {
+            monotonic: self.clock.now(clock::MONOTONIC).unwrap_or_default(),
+            cpu: self.cpu_time(false),
+            uptime: self.uptime(),
+            sequence: self.clock.sequence(),
+        }
+    }
+
     /// CPU time of the program, or of its current thread. What the VMM does for it counts, as the kernel's work does
     /// on Linux.
     pub(crate) fn cpu_time(&self, thread: bool) -> Duration {
         let now = host_cpu_time();
         match thread {
             true => self.threads.current().cpu + now.saturating_sub(self.time.switched),
-            false => now.saturating_sub(self.time.began),
+            false => self.time.before + now.saturating_sub(self.time.began),
         }
     }
 

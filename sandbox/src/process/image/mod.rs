@@ -1,0 +1,178 @@
+//! A program at the moment when it first waits for its input: what every sandbox of the function starts from, and goes
+//! back to.
+//!
+//! ```text
+//!                 take                        start (into a shell)              reset
+//! [program runs] ──────> Image: memory,  ───────────────────────> [sandbox] ──────────┐
+//!  to its first          threads, files,      maps, forks, shifts     ^   the pages that were written,
+//!  wait for input        signals, timers                              └── the mappings that changed, all the rest
+//! ```
+//! Everything but memory and files is plain data, copied at every start and reset. What must not be the same in two
+//! sandboxes is made new each time: the bytes of `AT_RANDOM`, the clocks, the generation file.
+
+mod take;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use super::control::Control;
+use super::files::Files;
+use super::load::stack::Stack;
+use super::memory::{AddressSpace, MemoryImage, Renewed, region_bytes};
+use super::run::{Machine, RunError};
+use super::shell::Shell;
+use super::signal::{Actions, Pending};
+use super::thread::{Status, Threads};
+use super::threads::futex::Futexes;
+use super::time::clock::Clock;
+use super::time::timers::Timers;
+use super::time::{Moment, Time};
+use super::{Call, Process};
+use crate::kvm::sys::Region;
+
+pub(super) use take::{Refused, prepare};
+
+/// What a program wrote before it waited for its input: the beginning of every reply and log.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Prologue {
+    pub(super) output: Vec<u8>,
+    pub(super) log: Vec<u8>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Image {
+    memory: Arc<MemoryImage>,
+    files: Mutex<Files>,
+    threads: Threads,
+    actions: Actions,
+    pending: Pending,
+    futexes: Futexes,
+    timers: Timers,
+    recent: VecDeque<Call>,
+    unserved: BTreeMap<u64, u64>,
+    stack: Stack,
+    moment: Moment,
+    taken: Instant,
+    pub(super) prologue: Prologue,
+}
+
+impl Image {
+    /// Whether a shell that was made without knowing the program will do.
+    pub(super) fn fits_shells(&self) -> bool {
+        region_bytes(self.memory.limit_bytes()) == region_bytes(0)
+    }
+
+    /// A region for a sandbox of this image.
+    fn region(&self) -> std::io::Result<Arc<Region>> {
+        Ok(Arc::new(Region::reserve(region_bytes(self.memory.limit_bytes()))?))
+    }
+
+    /// A sandbox with everything made now, on the calling thread.
+    pub(super) fn start(self: &Arc<Self>, control: Arc<Control>) -> Result<Machine, RunError> {
+        let region = self.region().map_err(RunError::host("reserve addresses for a sandbox"))?;
+        let mut process = self.process(region.clone(), false)?;
+        let shell = Shell::new(region, process.memory.take_slots())?;
+        self.finish(shell, process, control)
+    }
+
+    /// A sandbox in a VM that was made ahead over `region`, with its first memslot, on the calling thread.
+    pub(super) fn start_in(
+        self: &Arc<Self>,
+        mut shell: Shell,
+        region: Arc<Region>,
+        control: Arc<Control>,
+    ) -> Result<Machine, RunError> {
+        let mut process = self.process(region, true)?;
+        for slot in process.memory.take_slots() {
+            shell.vm.add_slot(slot.gpa, slot.len)?;
+        }
+        self.finish(shell, process, control)
+    }
+
+    fn finish(&self, shell: Shell, mut process: Process, control: Arc<Control>) -> Result<Machine, RunError> {
+        process.clock = Clock::new(shell.counter_khz);
+        let mut machine = Machine::in_shell(shell, process, control);
+        self.freshen(&mut machine.process)?;
+        Ok(machine)
+    }
+
+    fn process(&self, region: Arc<Region>, slot_made: bool) -> Result<Process, RunError> {
+        let time = Time::restored(self.memory.has_clocks())
+            .map_err(|errno| RunError::host("make the clocks' page")(errno.into()))?;
+        let memory = AddressSpace::from_image(&self.memory, region, time.page(), slot_made)
+            .map_err(RunError::host("map the image"))?;
+        let files = self
+            .files
+            .lock()
+            .fork()
+            .map_err(|errno| RunError::host("open the image's files")(errno.into()))?;
+        Ok(Process {
+            memory,
+            files,
+            threads: self.threads.clone(),
+            actions: self.actions.clone(),
+            pending: self.pending.clone(),
+            futexes: self.futexes.clone(),
+            clock: Clock::new(None),
+            timers: self.timers.clone(),
+            time,
+            recent: self.recent.clone(),
+            unserved: self.unserved.clone(),
+            stack: self.stack.clone(),
+            started: Instant::now(),
+            new_bases: None,
+            changed: false,
+            posted: false,
+            resumed: None,
+        })
+    }
+
+    /// Brings a used sandbox back; `false` where another one must be made instead.
+    pub(super) fn reset(&self, machine: &mut Machine) -> Result<bool, RunError> {
+        let process = &mut machine.process;
+        let clocks = process.time.page().cloned();
+        let renewed = process.memory.renew(clocks.as_ref()).map_err(RunError::host("restore the memory"))?;
+        if renewed == Renewed::Worn {
+            return Ok(false);
+        }
+        process.files.reset();
+        process.threads = self.threads.clone();
+        process.actions = self.actions.clone();
+        process.pending = self.pending.clone();
+        process.futexes = self.futexes.clone();
+        process.timers = self.timers.clone();
+        process.recent.clone_from(&self.recent);
+        process.unserved.clone_from(&self.unserved);
+        (process.new_bases, process.resumed) = (None, None);
+        (process.changed, process.posted) = (false, false);
+        self.freshen(process)?;
+        machine.forget_cpu()?;
+        Ok(true)
+    }
+
+    /// What is new in every sandbox and after every reset.
+    fn freshen(&self, process: &mut Process) -> Result<(), RunError> {
+        process.resume_time(&self.moment);
+        let passed = self.taken.elapsed();
+        for thread in process.threads.iter_mut() {
+            if let Status::Blocked(pending) = &mut thread.status {
+                for time in [&mut pending.wait.until, &mut pending.wait.deadline].into_iter().flatten() {
+                    *time += passed;
+                }
+            }
+        }
+        let random = super::setup::random().map_err(RunError::host("draw random numbers"))?;
+        // A program that has unmapped its first stack does not read them any more.
+        let _ = process.memory.write(process.stack.random, &random);
+        Ok(())
+    }
+
+    /// Bytes of memory that all sandboxes of the image share.
+    pub(super) fn shared_bytes(&self) -> u64 {
+        self.memory.picture_bytes()
+    }
+}
