@@ -1,6 +1,7 @@
 //! The process engine through the contract, with programs built here by gcc and programs of the system.
 
 mod files;
+mod images;
 mod programs;
 mod static_programs;
 
