@@ -124,7 +124,7 @@ struct Walk<'a> {
 /// What came of a leap.
 enum Leap {
     /// The walk ends here.
-    End(Walked),
+    End(Box<Walked>),
     /// The last name is a link that leads on.
     Link(Vec<u8>),
     /// The names must be walked one by one.
@@ -142,8 +142,9 @@ impl Walk<'_> {
                 return Ok(self.ended(dir, last, slash));
             };
             match self.leap(&rest, end)? {
-                Leap::End(walked) => return Ok(walked),
+                Leap::End(walked) => return Ok(*walked),
                 Leap::Link(text) => {
+                    dir = self.at.clone();
                     last = Last::Root;
                     rest = text;
                     self.enter_root_if_absolute(&rest)?;
@@ -241,7 +242,7 @@ impl Walk<'_> {
             });
         }
         self.move_to(place, Some(seen));
-        Ok(Leap::End(self.ended(dir, Last::Name(name), false)))
+        Ok(Leap::End(Box::new(self.ended(dir, Last::Name(name), false))))
     }
 
     fn enter_root_if_absolute(&mut self, path: &[u8]) -> Result<(), Errno> {

@@ -1,5 +1,6 @@
 mod calls;
 mod escapes;
+mod leap;
 mod model;
 mod reset;
 
