@@ -16,7 +16,7 @@ pub mod engines;
 pub mod error;
 pub mod function;
 #[cfg(feature = "vm")]
-pub(crate) mod kvm;
+pub mod kvm;
 #[cfg(feature = "vm")]
 pub mod linux;
 #[cfg(feature = "vm")]

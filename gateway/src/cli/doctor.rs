@@ -70,8 +70,7 @@ fn show_one(name: &str, about: &str, finding: &Finding) -> Result<(), Error> {
 }
 
 fn report_json(report: &Report) -> Value {
-    let finding =
-        |f: &Finding| json!({ "verdict": f.verdict.as_str(), "detail": f.detail, "advice": f.advice });
+    let finding = |f: &Finding| json!({ "verdict": f.verdict.as_str(), "detail": f.detail, "advice": f.advice, "measured": f.measured });
     let with = |key: &str, name: &str, f: &Finding| {
         let mut object = finding(f);
         object[key] = name.into();

@@ -47,11 +47,13 @@ pub struct Finding {
     pub detail: String,
     /// What to do about it.
     pub advice: Option<String>,
+    /// Numbers that were measured, for `--json`; `null` where the check measures nothing.
+    pub measured: serde_json::Value,
 }
 
 impl Finding {
     fn new(verdict: Verdict, detail: impl Into<String>) -> Self {
-        Self { verdict, detail: detail.into(), advice: None }
+        Self { verdict, detail: detail.into(), advice: None, measured: serde_json::Value::Null }
     }
 
     fn good(detail: impl Into<String>) -> Self {
@@ -96,6 +98,7 @@ pub const CHECKS: &[Check] = &[
     Check { name: "cpu", about: "processors and their features", run: checks::cpu },
     Check { name: "memory", about: "memory for sandboxes", run: checks::memory },
     Check { name: "kvm", about: "process and linux engines", run: kvm::device },
+    Check { name: "kvm-speed", about: "what its KVM is good for", run: kvm::speed },
     Check { name: "pagemap-scan", about: "fast reset of Wasm memory", run: checks::pagemap_scan },
     Check { name: "openat2", about: "shared directories", run: checks::openat2 },
     Check { name: "huge-pages", about: "cheaper page faults in microVMs", run: checks::huge_pages },

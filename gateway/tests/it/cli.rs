@@ -117,6 +117,13 @@ fn doctor_tells_what_runs_here() {
     assert_eq!(report["healthy"], true);
     assert_eq!(report["engines"][0]["engine"], "wasm");
     assert_eq!(report["engines"][0]["verdict"], "good");
+    let checks = report["checks"].as_array().unwrap();
+    let verdict = |name: &str| checks.iter().find(|c| c["check"] == name).unwrap();
+    if verdict("kvm")["verdict"] == "good" {
+        let measured = &verdict("kvm-speed")["measured"];
+        assert!(measured["exit_us"].as_f64().unwrap() > 0.0, "{measured}");
+        assert_eq!(measured["sensible"]["process"], true);
+    }
     let file = tempfile::NamedTempFile::new().unwrap();
     let refused = novum(&["doctor", "--data-dir", arg(&file.path().join("below")), "--json"]).json();
     let data_dir =

@@ -117,6 +117,11 @@ pub(crate) fn enter_ring3(sregs: &mut kvm_sregs) {
     (sregs.fs.base, sregs.gs.base) = (fs, gs);
 }
 
+/// Puts code and stack of ring 0 into `sregs`.
+pub(crate) fn enter_ring0(sregs: &mut kvm_sregs) {
+    (sregs.cs, sregs.ss) = (code(0), data(0));
+}
+
 /// The special registers of a fresh vCPU.
 pub(crate) fn special_registers(mut sregs: kvm_sregs) -> kvm_sregs {
     enter_ring3(&mut sregs);

@@ -6,7 +6,10 @@
 pub(crate) mod entry;
 pub(crate) mod features;
 pub(crate) mod layout;
+mod measure;
 pub(crate) mod sys;
 mod trial;
 pub(crate) mod vcpu;
 pub(crate) mod vm;
+
+pub use measure::{Measured, measure};

@@ -5,10 +5,11 @@
 //! 0x7fff_ffff_e000  ──>  PROGRAM_GPA      the program, readable and executable in ring 3
 //! 0x7fff_ffff_f000  ──>  CALL_STUB_GPA    as in every VM of the process engine, like the system area in the upper half
 //! ```
-//! The program:
+//! The program's parts:
 //! ```text
-//! CALLS   0f 05      syscall
-//!         eb fc      jmp CALLS
+//! CALLS   0f 05      syscall        COUNT   48 ff c9   dec rcx
+//!         eb fc      jmp CALLS              75 fb      jnz COUNT
+//!                                           e7 91      out 0x91, eax
 //! ```
 
 use std::sync::Arc;
@@ -31,7 +32,13 @@ const PROGRAM_GVA: u64 = CALL_STUB_GVA - PAGE;
 
 /// Makes calls for ever.
 pub(super) const CALLS: u64 = PROGRAM_GVA;
-const PROGRAM: [(u64, &[u8]); 1] = [(CALLS, &[0x0f, 0x05, 0xeb, 0xfc])];
+/// Counts rcx down to zero and uses a port that is nobody's.
+pub(super) const COUNT: u64 = PROGRAM_GVA + 16;
+/// Instructions of one turn of [`COUNT`].
+pub(super) const COUNT_INSTRUCTIONS: u64 = 2;
+
+const PROGRAM: [(u64, &[u8]); 2] =
+    [(CALLS, &[0x0f, 0x05, 0xeb, 0xfc]), (COUNT, &[0x48, 0xff, 0xc9, 0x75, 0xfb, 0xe7, 0x91])];
 
 /// A fresh VM with the program, on the device of the caller.
 pub(super) fn vm(kvm: &Kvm) -> Result<Vm, VmError> {
@@ -55,8 +62,13 @@ pub(super) fn call(vcpu: &mut Vcpu) -> Result<(), VmError> {
     /// Signals for others on this thread that are let pass.
     const INTERRUPTIONS: usize = 100;
     let mut exits = (0..INTERRUPTIONS).map(|_| vcpu.run()).skip_while(|exit| *exit == Exit::Interrupted);
-    match exits.next() {
-        Some(Exit::Call) => Ok(()),
+    expect_call(exits.next().unwrap_or(Exit::Interrupted))
+}
+
+/// Anything but a call means that the KVM here does not do what programs need.
+pub(super) fn expect_call(exit: Exit) -> Result<(), VmError> {
+    match exit {
+        Exit::Call => Ok(()),
         other => Err(VmError::Unavailable(format!("this KVM does not run a first program: {other:?}"))),
     }
 }

@@ -185,6 +185,17 @@ impl Vcpu {
         self.place = Place::Program;
     }
 
+    /// Runs on in `ring` 0 or 3. Only programs of ours know ring 0.
+    pub(super) fn enter_ring(&mut self, ring: u8, regs: kvm_regs) -> Result<(), VmError> {
+        let mut sregs = self.sregs;
+        if ring == 0 {
+            entry::enter_ring0(&mut sregs);
+        }
+        self.fd.set_sregs(&sregs).map_err(VmError::at("write special registers"))?;
+        self.enter(regs);
+        Ok(())
+    }
+
     /// Whether the program itself was interrupted, and not a stub of ours.
     pub(crate) fn is_in_program(&self) -> bool {
         self.place == Place::Program

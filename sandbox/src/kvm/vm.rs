@@ -80,6 +80,16 @@ impl Host {
         Ok(Self { kvm, cpuid, ring_changes, _keeper: keeper })
     }
 
+    /// The opened device.
+    pub(super) fn kvm(&self) -> &Kvm {
+        &self.kvm
+    }
+
+    /// Whether `syscall` leads to ring 0 here: a software KVM may stay in ring 3.
+    pub(super) fn ring_changes(&self) -> bool {
+        self.ring_changes
+    }
+
     /// The CPU features that KVM says it can give.
     pub(crate) fn cpuid(&self) -> &CpuId {
         &self.cpuid
@@ -142,7 +152,7 @@ impl Vm {
     /// The vCPU, in ring 3 with nothing to run yet.
     pub(crate) fn add_vcpu(&self) -> Result<Vcpu, VmError> {
         let host = host()?;
-        self.vcpu_with(host.cpuid(), host.ring_changes)
+        self.vcpu_with(host.cpuid(), host.ring_changes())
     }
 
     /// The same with what the caller knows of the host.

@@ -17,6 +17,10 @@ pub(crate) struct Args {
     /// Fail where QEMU is missing instead of saying that the tests were skipped.
     #[arg(long)]
     require: bool,
+    /// Of what was built, run only the tests of this package. With `--workspace` nothing is built again that
+    /// `cargo test --workspace` has built.
+    #[arg(long)]
+    only: Option<String>,
     /// What to build, as for `cargo test`; `-p novum-sandbox --no-default-features --features vm` if nothing is
     /// said. After `--`: for the tests themselves.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -34,7 +38,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         None => (&args.cargo[..], &[][..]),
     };
     let (build, filter) = with_defaults(build);
-    let binaries = binaries(&build)?;
+    let mut binaries = binaries(&build)?;
+    binaries.retain(|binary| args.only.as_ref().is_none_or(|only| binary.belongs_to(only)));
     anyhow::ensure!(!binaries.is_empty(), "cargo built no test");
     // One boot for all of them: a shell in L1 runs one after the other.
     let mut words: Vec<String> = ["sh", "-c", RUN_ALL, "rig-test"].map(str::to_owned).to_vec();
@@ -83,7 +88,8 @@ fn with_defaults(build: &[String]) -> (Vec<String>, Vec<String>) {
             filter.push(word.clone());
         }
     }
-    let names_package = |word: &String| word.starts_with("-p") || word.starts_with("--package");
+    let names_package =
+        |word: &String| word.starts_with("-p") || word.starts_with("--package") || word == "--workspace";
     if !options.iter().any(names_package) {
         let default = ["-p", "novum-sandbox", "--no-default-features", "--features", "vm"];
         options.extend(default.map(str::to_owned));
@@ -93,6 +99,8 @@ fn with_defaults(build: &[String]) -> (Vec<String>, Vec<String>) {
 
 /// A test binary, and the folder of its package, which cargo would run it in.
 struct Binary {
+    /// Cargo's id of the package: `path+file:///FOLDER#NAME@VERSION`.
+    id: String,
     package: PathBuf,
     executable: PathBuf,
 }
@@ -101,7 +109,13 @@ impl Binary {
     fn of(message: &serde_json::Value) -> Option<Self> {
         let manifest = PathBuf::from(message["manifest_path"].as_str()?);
         let executable = PathBuf::from(message["executable"].as_str()?);
-        Some(Self { package: manifest.parent()?.to_owned(), executable })
+        let id = message["package_id"].as_str()?.to_owned();
+        Some(Self { id, package: manifest.parent()?.to_owned(), executable })
+    }
+
+    fn belongs_to(&self, package: &str) -> bool {
+        let name = self.id.rsplit(['#', '/']).next().unwrap_or_default();
+        name.split('@').next() == Some(package)
     }
 }
 
@@ -137,6 +151,15 @@ mod tests {
         assert_eq!(filter, ["kernel"]);
         let (options, filter) = with_defaults(&words("-p other --lib"));
         assert_eq!((options, filter), (words("-p other --lib"), Vec::new()));
+        let (options, _) = with_defaults(&words("--workspace --lib"));
+        assert_eq!(options, words("--workspace --lib"));
+    }
+
+    #[test]
+    fn a_binary_knows_its_package() {
+        let of = |id: &str| Binary { id: id.into(), package: PathBuf::new(), executable: PathBuf::new() };
+        assert!(of("path+file:///w/sandbox#novum-sandbox@0.1.0").belongs_to("novum-sandbox"));
+        assert!(!of("path+file:///w/sandbox#novum-sandbox@0.1.0").belongs_to("novum"));
     }
 
     #[test]
