@@ -36,6 +36,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use calls::credentials::Credentials;
 use calls::{Args, Outcome, identity};
 use files::{Files, MapSource};
 use load::Start;
@@ -85,6 +86,10 @@ pub(crate) struct Process {
     pub(crate) pending: Pending,
     /// Who waits on which memory word.
     pub(crate) futexes: Futexes,
+    /// Who it is.
+    pub(crate) credentials: Credentials,
+    /// `setpriority`: kept and told.
+    pub(crate) nice: i32,
     /// Its clocks.
     pub(crate) clock: Clock,
     /// Its timers.
@@ -131,6 +136,8 @@ impl Process {
             actions: Actions::default(),
             pending: Pending::default(),
             futexes: Futexes::default(),
+            credentials: Credentials::default(),
+            nice: 0,
             clock: Clock::new(None),
             timers: Timers::default(),
             time,

@@ -67,7 +67,7 @@ const GENERAL_PROTECTION: u64 = 13;
 const PAGE_FAULT: u64 = 14;
 
 /// How long a thread may run while others are ready.
-const SLICE: Duration = Duration::from_millis(5);
+pub(super) const SLICE: Duration = Duration::from_millis(5);
 
 /// A program in its VM. Lives on one thread.
 #[derive(Debug)]

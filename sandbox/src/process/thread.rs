@@ -66,6 +66,8 @@ pub(crate) struct Thread {
     pub(crate) cpu: Duration,
     /// `PR_SET_NAME`.
     pub(crate) name: [u8; 16],
+    /// `sched_setscheduler`: kept and told.
+    pub(crate) policy: u8,
 }
 
 impl Thread {
@@ -80,6 +82,7 @@ impl Thread {
             signals: ThreadSignals::default(),
             cpu: Duration::ZERO,
             name: [0; 16],
+            policy: 0,
         }
     }
 }

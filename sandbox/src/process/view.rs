@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::calls::credentials::{Credentials, Ids};
 use super::calls::identity;
 use super::files::{MemoryView, ProcessView, uuid};
 use super::load::stack::Stack;
@@ -14,6 +15,7 @@ pub(crate) struct View<'a> {
     pub(crate) threads: &'a Threads,
     pub(crate) stack: &'a Stack,
     pub(crate) uptime: Duration,
+    pub(crate) credentials: &'a Credentials,
 }
 
 impl View<'_> {
@@ -68,6 +70,11 @@ impl ProcessView for View<'_> {
             text.push(b'\n');
         }
         text
+    }
+
+    fn credentials(&self) -> ([u32; 3], [u32; 3], Vec<u32>) {
+        let three = |ids: Ids| [ids.real, ids.effective, ids.saved];
+        (three(self.credentials.user), three(self.credentials.group), self.credentials.groups.clone())
     }
 
     fn cmdline(&self) -> Vec<u8> {

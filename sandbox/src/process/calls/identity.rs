@@ -6,7 +6,6 @@ use zerocopy::{Immutable, IntoBytes};
 use super::{Args, Entry, Outcome};
 use crate::kvm::layout::{STACK_SIZE, USER_END};
 use crate::process::Process;
-use crate::process::load::USER;
 use crate::process::thread::Base;
 
 pub(super) const CALLS: &[Entry] = &[
@@ -18,13 +17,6 @@ pub(super) const CALLS: &[Entry] = &[
     (libc::SYS_getpgrp, |_, _| Ok(Outcome::Value(PID))),
     (libc::SYS_getpgid, of_self),
     (libc::SYS_getsid, of_self),
-    (libc::SYS_getuid, |_, _| Ok(Outcome::Value(USER))),
-    (libc::SYS_geteuid, |_, _| Ok(Outcome::Value(USER))),
-    (libc::SYS_getgid, |_, _| Ok(Outcome::Value(USER))),
-    (libc::SYS_getegid, |_, _| Ok(Outcome::Value(USER))),
-    (libc::SYS_getgroups, |_, _| Ok(Outcome::ZERO)),
-    (libc::SYS_getresuid, three_ids),
-    (libc::SYS_getresgid, three_ids),
     (libc::SYS_capget, capget),
     (libc::SYS_uname, uname),
     (libc::SYS_arch_prctl, arch_prctl),
@@ -34,10 +26,6 @@ pub(super) const CALLS: &[Entry] = &[
     (libc::SYS_getrlimit, |process, args| prlimit(process, [0, args[0], 0, args[1], 0, 0])),
     (libc::SYS_sysinfo, sysinfo),
     (libc::SYS_personality, |_, _| Ok(Outcome::ZERO)),
-    (libc::SYS_sched_yield, |_, _| Ok(Outcome::Yield)),
-    (libc::SYS_sched_getaffinity, sched_getaffinity),
-    (libc::SYS_sched_setaffinity, |_, _| Ok(Outcome::ZERO)),
-    (libc::SYS_getcpu, getcpu),
     // Every C library asks and does without: with one CPU there is nothing to gain, and no need to tell the user.
     (libc::SYS_rseq, |_, _| Err(Errno::NOSYS)),
 ];
@@ -47,13 +35,6 @@ pub(crate) const PID: u64 = 1;
 
 fn of_self(_: &mut Process, [pid, ..]: Args) -> Result<Outcome, Errno> {
     if matches!(pid as u32, 0 | 1) { Ok(Outcome::Value(PID)) } else { Err(Errno::SRCH) }
-}
-
-fn three_ids(process: &mut Process, [real, effective, saved, ..]: Args) -> Result<Outcome, Errno> {
-    for address in [real, effective, saved] {
-        process.memory.put(address, &(USER as u32))?;
-    }
-    Ok(Outcome::ZERO)
 }
 
 /// No capabilities. The header is the version and the process, the data effective, permitted and inheritable sets, once for version
@@ -209,20 +190,5 @@ fn sysinfo(process: &mut Process, [address, ..]: Args) -> Result<Outcome, Errno>
         tail: 0,
     };
     process.memory.put(address, &info)?;
-    Ok(Outcome::ZERO)
-}
-
-/// One CPU: threads take turns on the sandbox's vCPU.
-fn sched_getaffinity(process: &mut Process, [_, size, address, ..]: Args) -> Result<Outcome, Errno> {
-    if size < 8 || !size.is_multiple_of(8) {
-        return Err(Errno::INVAL);
-    }
-    process.memory.put(address, &1u64)?;
-    Ok(Outcome::Value(8))
-}
-
-fn getcpu(process: &mut Process, [cpu, node, ..]: Args) -> Result<Outcome, Errno> {
-    process.memory.put_if(cpu, &0u32)?;
-    process.memory.put_if(node, &0u32)?;
     Ok(Outcome::ZERO)
 }

@@ -8,6 +8,7 @@
 //! again from the start, with the same arguments, once what it waits for may have come (see [`Wait`]).
 
 mod attributes;
+pub(crate) mod credentials;
 mod dirs;
 mod fcntl;
 mod futex;
@@ -20,6 +21,7 @@ mod pipes;
 mod poll;
 mod random;
 mod rw;
+mod sched;
 mod signals;
 mod sockets;
 mod stat;
@@ -68,6 +70,8 @@ pub(crate) type Entry = (libc::c_long, Handler);
 const FAMILIES: &[&[Entry]] = &[
     memory::CALLS,
     identity::CALLS,
+    credentials::CALLS,
+    sched::CALLS,
     time::CALLS,
     signals::CALLS,
     futex::CALLS,

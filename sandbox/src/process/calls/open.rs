@@ -32,7 +32,8 @@ fn open_at(
         && process.files.unmade(fd).is_some()
     {
         let (memory, threads, stack) = (&process.memory, &process.threads, &process.stack);
-        let view = View { memory, threads, stack, uptime: process.uptime() };
+        let (uptime, credentials) = (process.uptime(), &process.credentials);
+        let view = View { memory, threads, stack, uptime, credentials };
         process.files.make_text(fd, &view);
     }
     process.made(opened)

@@ -83,6 +83,7 @@ fn start(process: &mut Process, call: i64, request: Request) -> Result<Outcome, 
     let mut thread = Thread::new(id, current.state.clone());
     thread.signals.blocked = current.signals.blocked;
     thread.name = current.name;
+    thread.policy = current.policy;
     thread.state.regs.rax = 0;
     if stack != 0 {
         thread.state.regs.rsp = stack;

@@ -59,6 +59,21 @@ async fn memory_behaves_as_on_linux() {
 }
 
 #[tokio::test]
+async fn users_groups_and_scheduling_are_told_as_on_linux() {
+    let test = "users_groups_and_scheduling_are_told_as_on_linux";
+    if !has_kvm(test) {
+        return;
+    }
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: {test}: the native run needs root");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let program = compile(dir.path(), include_str!("identity.c"), &[]);
+    same_as_native(program.to_str().unwrap(), &[], "").await;
+}
+
+#[tokio::test]
 async fn waits_end_while_another_thread_keeps_the_cpu() {
     if !has_kvm("waits_end_while_another_thread_keeps_the_cpu") {
         return;

@@ -24,6 +24,8 @@ pub trait ProcessView {
     fn comm(&self, tid: u32) -> Vec<u8>;
     /// The text of `/proc/self/maps`.
     fn maps(&self) -> Vec<u8>;
+    /// Real, effective and saved user; the same of groups; further groups.
+    fn credentials(&self) -> ([u32; 3], [u32; 3], Vec<u32>);
     /// The arguments, each ended by a NUL byte.
     fn cmdline(&self) -> Vec<u8>;
     /// The environment at the start, each entry ended by a NUL byte.

@@ -130,11 +130,14 @@ fn status(scene: &Scene<'_>) -> Vec<u8> {
     let process = scene.process;
     let memory = process.memory();
     let cpus = process.cpus();
+    let (user, group, groups) = process.credentials();
+    // The file system's id follows the effective one.
+    let four = |[real, effective, saved]: [u32; 3]| format!("{real}\t{effective}\t{saved}\t{effective}");
     let mut text = b"Name:\t".to_vec();
     text.extend(process.comm(scene.tid));
     let rest = format!(
         "\nUmask:\t0022\nState:\tR (running)\nTgid:\t{pid}\nNgid:\t0\nPid:\t{tid}\nPPid:\t0\nTracerPid:\t0\n\
-         Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nFDSize:\t{slots}\nGroups:\t0 \nVmPeak:\t{mapped:>8} kB\n\
+         Uid:\t{user}\nGid:\t{group}\nFDSize:\t{slots}\nGroups:\t{groups} \nVmPeak:\t{mapped:>8} kB\n\
          VmSize:\t{mapped:>8} kB\nVmLck:\t       0 kB\nVmPin:\t       0 kB\nVmHWM:\t{resident:>8} kB\n\
          VmRSS:\t{resident:>8} kB\nRssAnon:\t{resident:>8} kB\nVmData:\t{data:>8} kB\nVmStk:\t{stack:>8} kB\n\
          VmSwap:\t       0 kB\nThreads:\t{threads}\nNoNewPrivs:\t1\nSeccomp:\t0\nCpus_allowed:\t{mask:x}\n\
@@ -142,6 +145,9 @@ fn status(scene: &Scene<'_>) -> Vec<u8> {
          nonvoluntary_ctxt_switches:\t0\n",
         pid = process.pid(),
         tid = scene.tid,
+        user = four(user),
+        group = four(group),
+        groups = groups.iter().map(u32::to_string).collect::<Vec<_>>().join(" "),
         slots = scene.fd_slots,
         mapped = memory.mapped >> 10,
         resident = memory.resident >> 10,
