@@ -1,4 +1,4 @@
-//! Reading and writing: read(2), readv(2), preadv2(2), lseek(2), sendfile(2), copy_file_range(2), ftruncate(2),
+//! Reading and writing: read(2), readv(2), preadv2(2), lseek(2), sendfile(2), copy_file_range(2), splice(2), ftruncate(2),
 //! fallocate(2), fsync(2), posix_fadvise(2).
 
 use rustix::io::Errno;
@@ -33,7 +33,7 @@ pub(super) const CALLS: &[Entry] = &[
     (libc::SYS_sync_file_range, |process, [n, ..]| sync(process, n, true)),
     (libc::SYS_readahead, advise),
     (libc::SYS_fadvise64, fadvise),
-    (libc::SYS_splice, |_, _| Err(Errno::INVAL)),
+    (libc::SYS_splice, splice),
     (libc::SYS_tee, |_, _| Err(Errno::INVAL)),
     (libc::SYS_vmsplice, |_, _| Err(Errno::INVAL)),
 ];
@@ -175,6 +175,27 @@ fn copy_file_range(
         return Err(Errno::BADF);
     }
     copy(process, (fd(from), from_at, a), (fd(to), to_at, b), count)
+}
+
+/// A pipe at one end at least. The bytes are copied, whatever `SPLICE_F_MOVE` asks for.
+fn splice(process: &mut Process, [from, from_at, to, to_at, count, flags]: Args) -> Result<Outcome, Errno> {
+    const KNOWN: u32 =
+        libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK | libc::SPLICE_F_MORE | libc::SPLICE_F_GIFT;
+    if flags as u32 & !KNOWN != 0 {
+        return Err(Errno::INVAL);
+    }
+    if count == 0 {
+        return Ok(Outcome::ZERO);
+    }
+    let pipes = process.files.check_splice(fd(from), fd(to))?;
+    if (pipes.0 && from_at != 0) || (pipes.1 && to_at != 0) {
+        return Err(Errno::SPIPE);
+    }
+    let (a, b) = (own_position(process, from_at)?, own_position(process, to_at)?);
+    match copy(process, (fd(from), from_at, a), (fd(to), to_at, b), count)? {
+        Outcome::Block(_) if flags as u32 & libc::SPLICE_F_NONBLOCK != 0 => Err(Errno::AGAIN),
+        outcome => Ok(outcome),
+    }
 }
 
 /// Descriptor, where the program keeps the position, and the position.

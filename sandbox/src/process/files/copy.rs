@@ -1,5 +1,6 @@
-//! Copying between descriptors without the program's memory: sendfile(2), copy_file_range(2).
+//! Copying between descriptors without the program's memory: sendfile(2), copy_file_range(2), splice(2).
 
+use super::pipe::End;
 use super::stop::Stop;
 use super::{Errno, Files, Object};
 
@@ -35,7 +36,7 @@ impl Files {
             let written = match self.write(to.0, &mut &buffer[..read], at) {
                 Ok(written) => written,
                 Err(e) => {
-                    self.unread(from, read);
+                    self.unread(from, &buffer[..read]);
                     if done > 0 {
                         break;
                     }
@@ -44,21 +45,57 @@ impl Files {
             };
             done += written;
             if written < read {
-                self.unread(from, read - written);
+                self.unread(from, &buffer[written..read]);
                 break;
             }
         }
         Ok(done)
     }
 
-    /// Steps back over bytes that were read and not used.
-    fn unread(&mut self, from: (i32, Option<i64>), bytes: usize) {
-        if from.1.is_none()
-            && let Ok(at) = self.table.fd(from.0)
-        {
-            let file = self.table.file_mut(at.file);
-            file.position = file.position.saturating_sub(bytes as u64);
+    /// Gives back bytes that were read and not used.
+    fn unread(&mut self, from: (i32, Option<i64>), bytes: &[u8]) {
+        let Ok(at) = self.table.fd(from.0) else { return };
+        let file = self.table.file_mut(at.file);
+        if let Object::Pipe(pipe, _) = file.object {
+            self.pipes[pipe.0 as usize].as_mut().expect("open").unread(bytes);
+        } else if from.1.is_none() {
+            file.position = file.position.saturating_sub(bytes.len() as u64);
         }
+    }
+
+    /// Whether splice(2) can move bytes from `from` to `to`, and which of the two is a pipe. Input that could not take back what
+    /// the other side has no room for is refused; callers then read and write.
+    ///
+    /// # Errors
+    /// `EBADF`, `EINVAL`.
+    pub(crate) fn check_splice(&self, from: i32, to: i32) -> Result<(bool, bool), Errno> {
+        let (input, output) = (self.table.get(from)?, self.table.get(to)?);
+        if matches!(input.object, Object::Path) || matches!(output.object, Object::Path) {
+            return Err(Errno::BADF);
+        }
+        let (mut pipe_in, mut pipe_out) = (false, false);
+        match &input.object {
+            Object::Pipe(_, End::Read) => pipe_in = true,
+            Object::Pipe(_, End::Write) => return Err(Errno::BADF),
+            Object::File(_) | Object::Shared(_) => {}
+            _ => return Err(Errno::INVAL),
+        }
+        match &output.object {
+            Object::Pipe(_, End::Write) => pipe_out = true,
+            Object::Pipe(_, End::Read) => return Err(Errno::BADF),
+            Object::File(_)
+            | Object::Shared(_)
+            | Object::Socket(_)
+            | Object::Device(_)
+            | Object::Console(_) => {}
+            _ => return Err(Errno::INVAL),
+        }
+        let appends = output.flags & libc::O_APPEND as u32 != 0;
+        let same = match (&input.object, &output.object) {
+            (Object::Pipe(a, _), Object::Pipe(b, _)) => a == b,
+            _ => false,
+        };
+        if !(pipe_in || pipe_out) || appends || same { Err(Errno::INVAL) } else { Ok((pipe_in, pipe_out)) }
     }
 
     /// Whether `fd` is a regular file, as copy_file_range(2) and the input of sendfile(2) must be.

@@ -92,6 +92,11 @@ impl Pipe {
         Ok(n)
     }
 
+    /// Puts bytes back that were just read.
+    pub(super) fn unread(&mut self, bytes: &[u8]) {
+        bytes.iter().rev().for_each(|byte| self.bytes.push_front(*byte));
+    }
+
     /// Takes what there is room for: a write that waits for more room is cut short, as after a signal.
     pub(crate) fn write(&mut self, source: &mut dyn Source, nonblocking: bool) -> Result<usize, Stop> {
         let wanted = source.left();

@@ -59,6 +59,16 @@ async fn memory_behaves_as_on_linux() {
 }
 
 #[tokio::test]
+async fn splice_moves_and_loses_nothing() {
+    if !has_kvm("splice_moves_and_loses_nothing") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let program = compile(dir.path(), include_str!("splice.c"), &[]);
+    same_as_native(program.to_str().unwrap(), &[], "").await;
+}
+
+#[tokio::test]
 async fn users_groups_and_scheduling_are_told_as_on_linux() {
     let test = "users_groups_and_scheduling_are_told_as_on_linux";
     if !has_kvm(test) {
