@@ -18,6 +18,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::calls::credentials::Credentials;
 use super::control::Control;
 use super::files::Files;
 use super::load::stack::Stack;
@@ -51,6 +52,8 @@ pub(super) struct Image {
     actions: Actions,
     pending: Pending,
     futexes: Futexes,
+    credentials: Credentials,
+    nice: i32,
     timers: Timers,
     recent: VecDeque<Call>,
     unserved: BTreeMap<u64, u64>,
@@ -117,6 +120,8 @@ impl Image {
             actions: self.actions.clone(),
             pending: self.pending.clone(),
             futexes: self.futexes.clone(),
+            credentials: self.credentials.clone(),
+            nice: self.nice,
             clock: Clock::new(None),
             timers: self.timers.clone(),
             time,
@@ -144,6 +149,8 @@ impl Image {
         process.actions = self.actions.clone();
         process.pending = self.pending.clone();
         process.futexes = self.futexes.clone();
+        process.credentials = self.credentials.clone();
+        process.nice = self.nice;
         process.timers = self.timers.clone();
         process.recent.clone_from(&self.recent);
         process.unserved.clone_from(&self.unserved);

@@ -118,6 +118,8 @@ impl Image {
             actions: process.actions,
             pending: process.pending,
             futexes: process.futexes,
+            credentials: process.credentials,
+            nice: process.nice,
             timers: process.timers,
             recent: process.recent,
             unserved: process.unserved,
