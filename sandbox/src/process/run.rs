@@ -86,6 +86,16 @@ pub(crate) struct Machine {
     deadline: Instant,
     /// Stop where the program waits for standard input.
     to_input: bool,
+    counts: Counts,
+}
+
+/// How often a program left its VM.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    /// In all.
+    pub(crate) exits: u64,
+    /// For system calls.
+    pub(crate) calls: u64,
 }
 
 impl Machine {
@@ -110,6 +120,7 @@ impl Machine {
             strikes: Instant::now(),
             deadline: Instant::now(),
             to_input: false,
+            counts: Counts::default(),
         };
         machine.attach();
         machine
@@ -119,6 +130,11 @@ impl Machine {
     pub(super) fn attach(&self) {
         self.control.adopt();
         self.shell.kick.attach();
+    }
+
+    /// What was counted since the last time.
+    pub(super) fn take_counts(&mut self) -> Counts {
+        std::mem::take(&mut self.counts)
     }
 
     /// How others reach the thread.
@@ -181,6 +197,7 @@ impl Machine {
             }
             self.settle()?;
             self.process.refresh_time();
+            self.counts.exits += 1;
             let ended = match self.shell.vcpu.run() {
                 Exit::Call => self.call()?,
                 Exit::Interrupted => self.interrupted(deadline)?,
@@ -267,6 +284,7 @@ impl Machine {
 
     /// Serves a system call.
     fn call(&mut self) -> Result<Option<Ended>, RunError> {
+        self.counts.calls += 1;
         let regs = self.shell.vcpu.regs_in_call();
         let args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];
         self.process.threads.current_mut().state.regs = regs;

@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use super::control::Control;
 use super::files::NoConsole;
 use super::image::{Image, Prologue};
-use super::run::{Ended, Machine, RunError};
+use super::run::{Counts, Ended, Machine, RunError};
 use super::setup::{Program, Setup};
 use super::shell::Shell;
 use super::shells;
@@ -241,6 +241,8 @@ fn run(
     let resumed = started.elapsed();
     let ended = machine.run(call.deadline).map_err(|error| Error::host("run the program", error));
     let run = started.elapsed();
+    let Counts { exits, calls } = machine.take_counts();
+    tracing::debug!(exits, calls, "a program ended");
     // The end of a streamed reply.
     machine.process.files.set_console(Box::new(NoConsole));
     note_unserved(machine, &*call.log);

@@ -28,6 +28,8 @@ pub(super) const CALLS: &[Entry] = &[
     (libc::SYS_personality, |_, _| Ok(Outcome::ZERO)),
     // Every C library asks and does without: with one CPU there is nothing to gain, and no need to tell the user.
     (libc::SYS_rseq, |_, _| Err(Errno::NOSYS)),
+    // libnuma asks and takes this for a kernel without NUMA, which is the truth.
+    (libc::SYS_get_mempolicy, |_, _| Err(Errno::NOSYS)),
 ];
 
 /// The only process there is.

@@ -4,6 +4,7 @@ mod files;
 mod images;
 mod programs;
 mod static_programs;
+mod table;
 
 use std::path::Path;
 use std::process::Command;

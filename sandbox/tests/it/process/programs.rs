@@ -135,8 +135,11 @@ async fn vector_registers_survive_calls() {
 
 #[tokio::test]
 async fn python_runs_with_its_libraries_and_threads() {
-    if !has_kvm("python_runs_with_its_libraries_and_threads") || !Path::new("/usr/bin/python3").exists() {
+    if !has_kvm("python_runs_with_its_libraries_and_threads") {
         return;
+    }
+    if !Path::new("/usr/bin/python3").exists() {
+        return eprintln!("SKIPPED: python_runs_with_its_libraries_and_threads: no /usr/bin/python3");
     }
     let script = "import hashlib, json, re, sqlite3, sys, threading, zipfile\n\
                   t = [threading.Thread(target=lambda: sum(range(100000))) for _ in range(4)]\n\
@@ -169,6 +172,8 @@ async fn programs_of_the_system_do_what_they_do_natively() {
     for (program, args, input) in cases {
         if Path::new(program).exists() {
             same_as_native(program, args, input).await;
+        } else {
+            eprintln!("SKIPPED: programs_of_the_system_do_what_they_do_natively: no {program}");
         }
     }
 }
