@@ -237,7 +237,7 @@ impl Process {
             MapSource::Zeroes => Ok(None),
             MapSource::File(mapping) => {
                 let name = self.files.path_of(fd)?;
-                Ok(Some(Arc::new(MappedFile { fd: mapping.fd, name })))
+                Ok(Some(Arc::new(MappedFile { fd: mapping.fd, name, own: false })))
             }
         }
     }

@@ -417,6 +417,7 @@ impl Machine {
         self.process.set_resumed(None);
         self.spread_changes()?;
         let value = match outcome {
+            Ok(Outcome::Block(wait)) if interrupted && wait.done > 0 => wait.done,
             Ok(Outcome::Block(_)) | Err(Errno::INTR) if interrupted => {
                 return self.interrupt_call(pending.number);
             }

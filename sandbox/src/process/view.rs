@@ -97,8 +97,7 @@ impl ProcessView for View<'_> {
         MemoryView {
             limit: self.memory.limit_bytes(),
             mapped,
-            // What is charged is what may be touched.
-            resident: data,
+            resident: self.memory.resident_bytes(),
             data,
             stack: stack.map(|(start, vma)| vma.end - start).sum(),
         }

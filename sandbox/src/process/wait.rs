@@ -25,6 +25,8 @@ pub(crate) struct Wait {
     pub(crate) until: Option<Instant>,
     /// When the call's own time limit ends, counted from its first attempt: for the call itself to see again.
     pub(crate) deadline: Option<Instant>,
+    /// Bytes of a write that are written already. A signal ends it with this number.
+    pub(crate) done: u64,
 }
 
 impl Wait {

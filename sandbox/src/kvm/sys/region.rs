@@ -228,20 +228,6 @@ impl Region {
         copied(unsafe { libc::process_vm_writev(own_pid(), &raw const local, 1, &raw const remote, 1, 0) })
     }
 
-    /// Bytes of `offset..offset + len` for which the host holds pages now.
-    pub(crate) fn resident(&self, offset: u64, len: u64) -> io::Result<u64> {
-        let mut bytes = 0;
-        let mut pages = [0u8; 4096];
-        let mut at = 0;
-        while at < len {
-            let count = ((len - at) / PAGE).min(pages.len() as u64) as usize;
-            self.resident_pages(offset + at, &mut pages[..count])?;
-            bytes += pages[..count].iter().filter(|&&page| page != 0).count() as u64 * PAGE;
-            at += count as u64 * PAGE;
-        }
-        Ok(bytes)
-    }
-
     /// For each page from `offset` on whether the host holds it: one byte, 0 or 1.
     pub(crate) fn resident_pages(&self, offset: u64, pages: &mut [u8]) -> io::Result<()> {
         let len = pages.len() as u64 * PAGE;

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use super::Outcome;
 use crate::kvm::sys::{read_into, write_from};
 use crate::process::Process;
-use crate::process::files::{Need, PATH_MAX, Sink, Source, Stop};
+use crate::process::files::{Files, Need, PATH_MAX, Sink, Source, Stop};
 use crate::process::memory::{Access, AddressSpace, Buffer, MAX_TRANSFER};
 use crate::process::wait::Wait;
 
@@ -83,6 +83,11 @@ impl<'a> Guest<'a> {
         rest.filter(|buffer| buffer.len > 0).collect()
     }
 
+    /// Leaves out the first `bytes`: they were written by an earlier attempt.
+    fn skip(&mut self, bytes: u64) {
+        self.advance(usize::try_from(bytes).map_or(self.left, |bytes| bytes.min(self.left)));
+    }
+
     /// Notes that `bytes` were moved by the host.
     fn advance(&mut self, mut bytes: usize) {
         self.left -= bytes;
@@ -148,6 +153,49 @@ impl Process {
     /// A path argument.
     pub(super) fn path(&self, address: u64) -> Result<Vec<u8>, Errno> {
         self.memory.cstr(address, PATH_MAX)
+    }
+
+    /// Writes the program's `buffers` by `write`. A descriptor that waits for room (a pipe, a stream socket, standard
+    /// output) gets all of it, in as many attempts as it takes; a signal in between ends the call with what is
+    /// written (`pipe(7)`, `write(2)`). `signals` says whether a missing reader raises `SIGPIPE`.
+    pub(super) fn write_all(
+        &mut self,
+        fd: i32,
+        buffers: Vec<Buffer>,
+        signals: bool,
+        mut write: impl FnMut(&mut Files, &mut Guest<'_>) -> Result<usize, Stop>,
+    ) -> Result<Outcome, Errno> {
+        let goes_on = self.files.is_stream(fd);
+        let mut done = self.resumed().map_or(0, |wait| wait.done);
+        let stop = loop {
+            // Anew each time: what was read from the program is not always what was taken.
+            let mut guest = Guest::new(&self.memory, buffers.clone());
+            guest.skip(done);
+            let left = guest.left();
+            match write(&mut self.files, &mut guest) {
+                Ok(n) => {
+                    done += n as u64;
+                    if !goes_on || n == 0 || n == left {
+                        break None;
+                    }
+                }
+                Err(stop) => break Some(stop),
+            }
+        };
+        if stop == Some(Stop::Errno(Errno::PIPE)) && signals {
+            self.broken_pipe();
+        }
+        match stop {
+            Some(Stop::Wait(need)) => {
+                let outcome = self.filed(Err(Stop::Wait(need)))?;
+                Ok(match outcome {
+                    Outcome::Block(wait) => Outcome::Block(Wait { done, ..wait }),
+                    other => other,
+                })
+            }
+            Some(stop) if done == 0 => self.filed(Err(stop)),
+            _ => self.filed(Ok(done)),
+        }
     }
 
     /// Ends a file call: waits become a block, and others are woken where something changed.

@@ -83,6 +83,7 @@ fn mmap(process: &mut Process, [address, len, prot, flags, fd, offset]: Args) ->
         stack: flags & (libc::MAP_STACK | libc::MAP_GROWSDOWN) != 0,
         no_reserve: has(libc::MAP_NORESERVE),
         populate: flags & (libc::MAP_POPULATE | libc::MAP_LOCKED) != 0 && !has(libc::MAP_NONBLOCK),
+        written: false,
         label: "",
     };
     process.memory.map(request).map(Outcome::Value)
@@ -105,7 +106,7 @@ fn shared_zeroes(len: u64) -> Result<FilePart, Errno> {
     let len = len.checked_next_multiple_of(PAGE).filter(|&len| len <= USER_END).ok_or(Errno::NOMEM)?;
     let fd = rustix::fs::memfd_create(c"shared", MemfdFlags::CLOEXEC)?;
     rustix::fs::ftruncate(&fd, len).map_err(|_| Errno::NOMEM)?;
-    let file = Arc::new(MappedFile { fd: Arc::new(fd), name: "/dev/zero (deleted)".into() });
+    let file = Arc::new(MappedFile { fd: Arc::new(fd), name: "/dev/zero (deleted)".into(), own: true });
     Ok(FilePart { file, offset: 0, shared: true })
 }
 

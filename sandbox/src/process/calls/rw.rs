@@ -8,6 +8,7 @@ use super::{Args, Entry, Outcome};
 use crate::kvm::layout::USER_END;
 use crate::process::Process;
 use crate::process::files::Stop;
+use crate::process::memory::{AddressSpace, Buffer, MAX_TRANSFER};
 
 pub(super) const CALLS: &[Entry] = &[
     (libc::SYS_read, read),
@@ -44,16 +45,13 @@ enum Buffers {
     Many(u64, u64),
 }
 
-fn guest<'a>(
-    memory: &'a crate::process::memory::AddressSpace,
-    buffers: &Buffers,
-) -> Result<Guest<'a>, Errno> {
+fn checked(memory: &AddressSpace, buffers: &Buffers) -> Result<Vec<Buffer>, Errno> {
     match *buffers {
         Buffers::One(address, len) if address.checked_add(len).is_none_or(|end| end > USER_END) => {
             Err(Errno::FAULT)
         }
-        Buffers::One(address, len) => Ok(Guest::one(memory, address, len)),
-        Buffers::Many(address, count) => Ok(Guest::new(memory, memory.iovecs(address, count)?)),
+        Buffers::One(address, len) => Ok(vec![Buffer { address, len: len.min(MAX_TRANSFER) }]),
+        Buffers::Many(address, count) => memory.iovecs(address, count),
     }
 }
 
@@ -66,15 +64,12 @@ fn transfer(
 ) -> Result<Outcome, Errno> {
     // A bad descriptor comes before a bad buffer.
     process.files.status_flags(fd(n))?;
-    let mut guest = guest(&process.memory, buffers)?;
-    let done = if writes {
-        process.files.write(fd(n), &mut guest, at)
-    } else {
-        process.files.read(fd(n), &mut guest, at)
-    };
-    if done == Err(Stop::Errno(Errno::PIPE)) {
-        process.broken_pipe();
+    let buffers = checked(&process.memory, buffers)?;
+    if writes {
+        return process.write_all(fd(n), buffers, true, |files, guest| files.write(fd(n), guest, at));
     }
+    let mut guest = Guest::new(&process.memory, buffers);
+    let done = process.files.read(fd(n), &mut guest, at);
     process.filed(done.map(|n| n as u64))
 }
 

@@ -6,7 +6,8 @@ use super::guest::{Guest, fd};
 use super::pipes::hand_out;
 use super::{Args, Entry, Outcome};
 use crate::process::Process;
-use crate::process::files::{SocketKind, Stop};
+use crate::process::files::SocketKind;
+use crate::process::memory::{Buffer, MAX_TRANSFER};
 
 pub(super) const CALLS: &[Entry] = &[
     (libc::SYS_socket, |_, _| Err(Errno::AFNOSUPPORT)),
@@ -117,11 +118,9 @@ fn setsockopt(process: &mut Process, [n, level, option, ..]: Args) -> Result<Out
     if known.contains(&(option as i32)) { Ok(Outcome::ZERO) } else { Err(Errno::NOPROTOOPT) }
 }
 
-fn sent(process: &mut Process, done: Result<usize, Stop>, flags: i32) -> Result<Outcome, Errno> {
-    if done == Err(Stop::Errno(Errno::PIPE)) && flags & libc::MSG_NOSIGNAL == 0 {
-        process.broken_pipe();
-    }
-    process.filed(done.map(|n| n as u64))
+fn send(process: &mut Process, n: u64, buffers: Vec<Buffer>, flags: i32) -> Result<Outcome, Errno> {
+    let (nonblocking, signals) = (flags & libc::MSG_DONTWAIT != 0, flags & libc::MSG_NOSIGNAL == 0);
+    process.write_all(fd(n), buffers, signals, |files, guest| files.send(fd(n), guest, nonblocking))
 }
 
 fn sendto(process: &mut Process, [n, address, len, flags, to, _]: Args) -> Result<Outcome, Errno> {
@@ -130,9 +129,8 @@ fn sendto(process: &mut Process, [n, address, len, flags, to, _]: Args) -> Resul
     if to != 0 {
         return Err(Errno::ISCONN);
     }
-    let mut guest = Guest::one(&process.memory, address, len);
-    let done = process.files.send(fd(n), &mut guest, flags & libc::MSG_DONTWAIT != 0);
-    sent(process, done, flags)
+    let buffers = vec![Buffer { address, len: len.min(MAX_TRANSFER) }];
+    send(process, n, buffers, flags)
 }
 
 fn recvfrom(process: &mut Process, [n, address, len, flags, from, length]: Args) -> Result<Outcome, Errno> {
@@ -175,9 +173,7 @@ fn sendmsg(process: &mut Process, [n, message, flags, ..]: Args) -> Result<Outco
         return Err(Errno::OPNOTSUPP);
     }
     let buffers = process.memory.iovecs(header.buffers, header.count)?;
-    let mut guest = Guest::new(&process.memory, buffers);
-    let done = process.files.send(fd(n), &mut guest, flags & libc::MSG_DONTWAIT != 0);
-    sent(process, done, flags)
+    send(process, n, buffers, flags)
 }
 
 fn recvmsg(process: &mut Process, [n, message, flags, ..]: Args) -> Result<Outcome, Errno> {

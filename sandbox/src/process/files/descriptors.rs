@@ -4,7 +4,7 @@ use rustix::io::Errno;
 
 use super::pipe::{End, PipeId};
 use super::table::{Description, FileId};
-use super::{Files, Object, Stream};
+use super::{Files, Object, SocketKind, Stream};
 
 const CHANGEABLE: u32 =
     (libc::O_APPEND | libc::O_NONBLOCK | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME) as u32;
@@ -186,6 +186,18 @@ impl Files {
             Object::Socket(_) => Status::Socket,
             _ => Status::Other,
         })
+    }
+
+    /// Whether writes to `fd` go to a stream that takes a part and then waits for room: a pipe, a stream socket,
+    /// standard output.
+    pub(crate) fn is_stream(&self, fd: i32) -> bool {
+        match self.table.get(fd).map(|file| &file.object) {
+            Ok(Object::Console(_) | Object::Pipe(..)) => true,
+            Ok(Object::Socket(end)) => {
+                self.pairs[end.pair as usize].as_ref().is_some_and(|pair| pair.kind == SocketKind::Stream)
+            }
+            _ => false,
+        }
     }
 
     /// `F_SETPIPE_SZ`.

@@ -103,14 +103,16 @@ impl Files {
                 self.read_console(stream, sink, nonblocking)?
             }
             Object::Pipe(pipe, _) => {
-                self.changed = true;
                 let pipe = self.pipes[pipe.0 as usize].as_mut().expect("open");
-                pipe.read(sink, nonblocking)?
+                let n = pipe.read(sink, nonblocking)?;
+                self.changed = true;
+                n
             }
             Object::Socket(end) => {
-                self.changed = true;
                 let pair = self.pairs[end.pair as usize].as_mut().expect("open");
-                pair.receive(end.side, sink, nonblocking, false)?.0
+                let n = pair.receive(end.side, sink, nonblocking, false)?.0;
+                self.changed = true;
+                n
             }
         };
         Ok(done)
@@ -204,14 +206,16 @@ impl Files {
                 self.write_console(stream, source, nonblocking)?
             }
             Object::Pipe(pipe, _) => {
-                self.changed = true;
                 let pipe = self.pipes[pipe.0 as usize].as_mut().expect("open");
-                if source.left() == 0 { 0 } else { pipe.write(source, nonblocking)? }
+                let n = if source.left() == 0 { 0 } else { pipe.write(source, nonblocking)? };
+                self.changed = true;
+                n
             }
             Object::Socket(end) => {
-                self.changed = true;
                 let pair = self.pairs[end.pair as usize].as_mut().expect("open");
-                pair.send(end.side, source, nonblocking)?
+                let n = pair.send(end.side, source, nonblocking)?;
+                self.changed = true;
+                n
             }
         };
         Ok(done)

@@ -97,7 +97,7 @@ impl Pipe {
         bytes.iter().rev().for_each(|byte| self.bytes.push_front(*byte));
     }
 
-    /// Takes what there is room for: a write that waits for more room is cut short, as after a signal.
+    /// Takes what there is room for; a caller that waits for the rest calls again.
     pub(crate) fn write(&mut self, source: &mut dyn Source, nonblocking: bool) -> Result<usize, Stop> {
         let wanted = source.left();
         if self.readers == 0 {

@@ -69,6 +69,7 @@ impl AddressSpace {
         let Some((at, old)) = self.vmas.at(start) else { return Err(Errno::NOMEM) };
         let mut changed = old.clone();
         changed.prot = prot;
+        changed.written |= prot.write;
         let more = changed.charged(at).saturating_sub(old.charged(at)).min(end - start);
         if !old.placed && more > self.limit_bytes {
             return Err(Errno::NOMEM);
@@ -84,6 +85,7 @@ impl AddressSpace {
         for (at, mut vma) in self.vmas.remove(start, end) {
             let back = vma.clone();
             vma.prot = prot;
+            vma.written |= prot.write;
             match self.place(at, &mut vma) {
                 Ok(()) => self.vmas.insert(at, vma),
                 Err(errno) => {
@@ -141,7 +143,7 @@ impl AddressSpace {
         });
         let mut request = Request::anonymous(at, len, vma.prot);
         (request.file, request.label, request.stack) = (file, vma.label, vma.stack);
-        request.no_reserve = true;
+        (request.no_reserve, request.written) = (true, vma.written);
         request
     }
 

@@ -2,14 +2,16 @@
 //!
 //! Source: `mmap(2)`, `brk(2)`; Linux `mm/mmap.c` for the order of the checks.
 
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
 use super::vma::{FilePart, Prot, Vma};
-use super::{AddressSpace, Heap};
+use super::{AddressSpace, Heap, Run};
 use crate::kvm::layout::{LARGE_PAGE, PAGE, USER_END, USER_START};
-use crate::kvm::sys::{Advice, Backing, Protection};
+use crate::kvm::sys::{Advice, Backing, Pages, Protection};
 
 /// Linux's default for `vm.max_map_count`.
 const MAX_MAPPINGS: usize = 65_530;
@@ -49,6 +51,8 @@ pub(crate) struct Request {
     pub(crate) no_reserve: bool,
     /// `MAP_POPULATE`.
     pub(crate) populate: bool,
+    /// Pages that the program stored into are moved here, whatever its rights now.
+    pub(crate) written: bool,
     /// For `/proc/self/maps`.
     pub(crate) label: &'static str,
 }
@@ -65,6 +69,7 @@ impl Request {
             stack: false,
             no_reserve: false,
             populate: false,
+            written: false,
             label: "",
         }
     }
@@ -120,6 +125,7 @@ impl AddressSpace {
         }
         let mut vma = Vma::anonymous(start + len, request.prot);
         vma.file = request.file;
+        vma.written |= request.written;
         (vma.grows_down, vma.stack) = (request.grows_down, request.stack);
         vma.label = request.label;
         self.check_room(vma.charged(start), request.no_reserve)?;
@@ -148,15 +154,25 @@ impl AddressSpace {
         self.vmas.charged() > self.limit_bytes
     }
 
-    /// Bytes of the program's own pages that the host holds now.
+    /// Bytes of the program's own pages that the host holds now: anonymous memory, copies of a file's pages that were
+    /// stored into, and shared memory that has no file. Pages of files do not count, they are the host's.
     pub(crate) fn resident_bytes(&self) -> u64 {
         let mut bytes = 0;
+        let mut shared = BTreeMap::new();
         for (start, vma) in self.vmas.iter().filter(|(at, vma)| vma.placed && vma.charged(*at) > 0) {
-            for run in self.runs(start, vma.end) {
-                bytes += self.region.resident(run.gpa, run.len).unwrap_or(run.len);
+            match &vma.file {
+                Some(part) if part.shared => drop(shared.insert(Arc::as_ptr(&part.file), &part.file.fd)),
+                _ => bytes += self.runs(start, vma.end).map(|run| self.private_bytes(run)).sum::<u64>(),
             }
         }
-        bytes
+        // All of such a file counts, also what is unmapped: it lives as long as a part of it is mapped.
+        let blocks = shared.values().filter_map(|fd| rustix::fs::fstat(fd).ok()).map(|stat| stat.st_blocks);
+        bytes + blocks.map(|blocks| blocks as u64 * 512).sum::<u64>()
+    }
+
+    fn private_bytes(&self, run: Run) -> u64 {
+        let found = self.region.pages(run.gpa, run.len, Pages::Private);
+        found.map_or(run.len, |ranges| ranges.iter().map(|range| range.end - range.start).sum())
     }
 
     fn choose(&self, at: At, len: u64) -> Result<u64, Errno> {

@@ -109,3 +109,57 @@ fn a_page_of_data_where_code_was_cannot_be_executed() {
     assert_eq!(memory.tables.find(&memory.region, at).map(|(_, exec)| exec), Some(false));
     assert!(memory.take_stale(), "the VM is told");
 }
+
+fn mapped_file(bytes: u64, own: bool) -> Arc<MappedFile> {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(bytes).unwrap();
+    Arc::new(MappedFile { fd: Arc::new(file.into()), name: "file".into(), own })
+}
+
+fn of_file(file: Arc<MappedFile>, len: u64, shared: bool) -> Request {
+    let part = FilePart { file, offset: 0, shared };
+    Request { file: Some(part), ..Request::anonymous(At::Hint(0), len, Prot::READ_WRITE) }
+}
+
+fn space() -> AddressSpace {
+    AddressSpace::new(64 << 20, Placement::random([3; 16])).unwrap()
+}
+
+#[test]
+fn pages_of_a_file_count_once_they_are_stored_into() {
+    const LEN: u64 = 8 << 20;
+    let mut memory = space();
+    let at = memory.map(of_file(mapped_file(LEN, false), LEN, false)).unwrap();
+    memory.read_vec(at, LEN as usize).unwrap();
+    assert_eq!(memory.resident_bytes(), 0);
+    memory.write(at + 5 * PAGE - 4, &[1; 8]).unwrap();
+    assert_eq!(memory.resident_bytes(), 2 * PAGE);
+}
+
+#[test]
+fn what_was_stored_counts_under_any_later_rights_and_place() {
+    const LEN: u64 = 4 << 20;
+    let mut memory = space();
+    let at = memory.map(Request::anonymous(At::Hint(0), LEN, Prot::READ_WRITE)).unwrap();
+    memory.write(at, &vec![1; LEN as usize]).unwrap();
+    memory.protect(at, LEN, Prot::READ).unwrap();
+    assert_eq!((memory.resident_bytes(), memory.vmas().charged()), (LEN, LEN));
+    let elsewhere = memory.map(Request::anonymous(At::Hint(0), LEN, Prot::NONE)).unwrap();
+    memory.remap(at, LEN, LEN, Move::To(elsewhere)).unwrap();
+    assert_eq!((memory.resident_bytes(), memory.vmas().charged()), (LEN, LEN));
+    memory.unmap(elsewhere, LEN).unwrap();
+    assert_eq!((memory.resident_bytes(), memory.vmas().charged()), (0, 0));
+}
+
+#[test]
+fn shared_memory_without_a_file_counts() {
+    const LEN: u64 = 4 << 20;
+    let mut memory = space();
+    let file = mapped_file(LEN, true);
+    let at = memory.map(of_file(file.clone(), LEN, true)).unwrap();
+    memory.map(of_file(file, LEN, true)).unwrap();
+    memory.write(at, &vec![1; LEN as usize]).unwrap();
+    // The file system of a temporary file counts its own blocks with it.
+    assert!((LEN..LEN + (64 << 10)).contains(&memory.resident_bytes()), "{}", memory.resident_bytes());
+    assert_eq!(memory.vmas().charged(), 2 * LEN);
+}

@@ -53,6 +53,8 @@ pub(crate) struct MappedFile {
     pub(crate) fd: Arc<OwnedFd>,
     /// The program's path of it, as `/proc/self/maps` shows it.
     pub(crate) name: String,
+    /// It is memory of this program and nothing else (`MAP_SHARED | MAP_ANONYMOUS`).
+    pub(crate) own: bool,
 }
 
 /// A part of a file behind a mapping.
@@ -75,6 +77,8 @@ pub(crate) struct Vma {
     pub(crate) prot: Prot,
     /// The file; `None` for zeroes.
     pub(crate) file: Option<FilePart>,
+    /// The program may have stored here, now or under earlier rights: its pages count as its own.
+    pub(crate) written: bool,
     /// The host has pages for it. A reservation that nobody may touch has none.
     pub(crate) placed: bool,
     /// It grows towards lower addresses when the page below it is touched.
@@ -88,7 +92,8 @@ pub(crate) struct Vma {
 impl Vma {
     /// Private zeroes.
     pub(crate) fn anonymous(end: u64, prot: Prot) -> Self {
-        Self { end, prot, file: None, placed: false, grows_down: false, stack: false, label: "" }
+        let written = prot.write;
+        Self { end, prot, file: None, written, placed: false, grows_down: false, stack: false, label: "" }
     }
 
     fn continues(&self, start: u64, next: &Self) -> bool {
@@ -103,6 +108,7 @@ impl Vma {
         };
         files
             && self.prot == next.prot
+            && self.written == next.written
             && self.placed == next.placed
             && self.grows_down == next.grows_down
             && self.stack == next.stack
@@ -111,7 +117,12 @@ impl Vma {
 
     /// Bytes that may become this program's own memory.
     pub(crate) fn charged(&self, start: u64) -> u64 {
-        let own = self.file.as_ref().is_none_or(|part| !part.shared) && self.prot.write;
+        let own = match &self.file {
+            // A mere load takes memory here.
+            Some(part) if part.file.own => true,
+            Some(part) => self.written && !part.shared,
+            None => self.written,
+        };
         if own { self.end - start } else { 0 }
     }
 

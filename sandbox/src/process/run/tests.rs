@@ -13,7 +13,10 @@ const CODE: u64 = 0x40_0000;
 fn machine(code: impl FnOnce(&mut CodeAssembler)) -> Option<Machine> {
     if let Err(reason) = crate::kvm::vm::probe() {
         assert!(std::env::var_os("NOVUM_REQUIRE_KVM").is_none(), "{reason}");
-        println!("SKIPPED: process::run: /dev/kvm does not open");
+        let _ = std::io::Write::write_all(
+            &mut std::io::stderr(),
+            b"SKIPPED: process::run: /dev/kvm does not open\n",
+        );
         return None;
     }
     let mut assembler = CodeAssembler::new(64).unwrap();

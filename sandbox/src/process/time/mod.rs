@@ -50,7 +50,7 @@ fn memory_file(name: &str, bytes: &[u8]) -> Result<MappedFile, Errno> {
     let fd = memfd_create(name, MemfdFlags::CLOEXEC)?;
     rustix::fs::ftruncate(&fd, vdso::PAGE_BYTES as u64)?;
     rustix::io::pwrite(&fd, bytes, 0)?;
-    Ok(MappedFile { fd: Arc::new(fd), name: name.to_owned() })
+    Ok(MappedFile { fd: Arc::new(fd), name: name.to_owned(), own: false })
 }
 
 /// The second page: the same file for every sandbox of this process.

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use novum_sandbox::{ExitStatus, Share};
 
-use super::{Run, compile, has_kvm, in_rig};
+use super::{Run, compile, has_kvm, has_program, in_rig};
 
 /// Runs the program on an empty directory natively.
 fn native(program: &Path) -> String {
@@ -58,11 +58,11 @@ async fn hostile_and_odd_file_calls_give_what_linux_gives() {
 
 #[tokio::test]
 async fn python_works_on_files_as_it_does_natively() {
-    let python = Path::new("/usr/bin/python3");
-    if !has_kvm("python_works_on_files_as_it_does_natively") || !python.exists() {
+    const PYTHON: &str = "/usr/bin/python3";
+    if !has_program("python_works_on_files_as_it_does_natively", PYTHON) {
         return;
     }
-    let python = std::fs::canonicalize(python).unwrap();
+    let python = std::fs::canonicalize(PYTHON).unwrap();
     let script = include_str!("file_work.py");
     let dir = tempfile::tempdir().unwrap();
     let expected =

@@ -1,13 +1,12 @@
 //! Sandboxes that start from an image of the program at its first wait for input, and go back to it.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use novum_sandbox::{Error, ExitStatus, Image, Input, Invocation, Output, Renewal, Reply, Sandbox};
 
-use super::{Log, Run, compile, has_kvm};
+use super::{Log, Run, compile, has_kvm, has_program};
 
 /// A program that is prepared once.
 struct Warm {
@@ -286,7 +285,7 @@ print(json.dumps({"double": [2 * n for n in data], "seen": len(seen), "old": old
 
 #[tokio::test]
 async fn python_answers_from_its_image() {
-    if !has_kvm("python_answers_from_its_image") || !Path::new("/usr/bin/python3").exists() {
+    if !has_program("python_answers_from_its_image", "/usr/bin/python3") {
         return;
     }
     let Some(warm) = Warm::python(PYTHON).await else { return };

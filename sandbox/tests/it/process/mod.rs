@@ -6,6 +6,7 @@ mod programs;
 mod static_programs;
 mod table;
 
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -41,10 +42,27 @@ fn has_kvm(test: &str) -> bool {
         Ok(()) => true,
         Err(reason) => {
             assert!(std::env::var_os("NOVUM_REQUIRE_KVM").is_none(), "{reason}");
-            println!("SKIPPED: {test}: {reason}");
+            skipped(test, &reason);
             false
         }
     }
+}
+
+/// Says so past the harness, which shows what a test prints only where it fails.
+fn skipped(test: &str, reason: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {reason}");
+}
+
+/// Whether a test can run here that needs a program of the system.
+fn has_program(test: &str, program: &str) -> bool {
+    if !has_kvm(test) {
+        return false;
+    }
+    let there = Path::new(program).exists();
+    if !there {
+        skipped(test, &format!("{program} is not installed"));
+    }
+    there
 }
 
 /// Whether the machine is an emulated one, ten to fifty times slower.

@@ -1,11 +1,10 @@
 //! Unmodified programs of the system, compared with a native run.
 
-use std::path::Path;
 use std::process::Command;
 
 use novum_sandbox::ExitStatus;
 
-use super::{Run, compile, has_kvm};
+use super::{Run, compile, has_kvm, has_program, skipped};
 
 /// Runs `program` natively and in a sandbox, and compares standard output and exit code.
 async fn same_as_native(program: &str, args: &[&str], input: &str) {
@@ -75,12 +74,35 @@ async fn users_groups_and_scheduling_are_told_as_on_linux() {
         return;
     }
     if !rustix::process::geteuid().is_root() {
-        println!("SKIPPED: {test}: the native run needs root");
-        return;
+        return skipped(test, "the native run needs root");
     }
     let dir = tempfile::tempdir().unwrap();
     let program = compile(dir.path(), include_str!("identity.c"), &[]);
     same_as_native(program.to_str().unwrap(), &[], "").await;
+}
+
+#[tokio::test]
+async fn writes_end_when_all_is_written() {
+    if !has_kvm("writes_end_when_all_is_written") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let program = compile(dir.path(), include_str!("writes.c"), &["-pthread"]);
+    let native = Command::new(&program).output().unwrap();
+    assert!(native.status.success());
+    // Through a channel that has room for one piece at a time.
+    let (output, mut pieces) = tokio::sync::mpsc::channel(1);
+    let mut plan = Run::new().with_libraries();
+    plan.output = novum_sandbox::Output::Stream(output);
+    let running = tokio::spawn(async move { plan.run(&program).await });
+    let mut got = Vec::new();
+    while let Some(piece) = pieces.recv().await {
+        got.extend_from_slice(&piece);
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    assert_eq!(running.await.unwrap().unwrap().exit, ExitStatus::Code(0));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(400)]).into_owned();
+    assert!(got == native.stdout, "{}\n---\n{}", text(&got), text(&native.stdout));
 }
 
 #[tokio::test]
@@ -135,11 +157,8 @@ async fn vector_registers_survive_calls() {
 
 #[tokio::test]
 async fn python_runs_with_its_libraries_and_threads() {
-    if !has_kvm("python_runs_with_its_libraries_and_threads") {
+    if !has_program("python_runs_with_its_libraries_and_threads", "/usr/bin/python3") {
         return;
-    }
-    if !Path::new("/usr/bin/python3").exists() {
-        return eprintln!("SKIPPED: python_runs_with_its_libraries_and_threads: no /usr/bin/python3");
     }
     let script = "import hashlib, json, re, sqlite3, sys, threading, zipfile\n\
                   t = [threading.Thread(target=lambda: sum(range(100000))) for _ in range(4)]\n\
@@ -151,9 +170,6 @@ async fn python_runs_with_its_libraries_and_threads() {
 
 #[tokio::test]
 async fn programs_of_the_system_do_what_they_do_natively() {
-    if !has_kvm("programs_of_the_system_do_what_they_do_natively") {
-        return;
-    }
     let text = "pear\napple\nfig\napple\n";
     let cases: [(&str, &[&str], &str); 12] = [
         ("/usr/bin/cat", &[], text),
@@ -170,10 +186,8 @@ async fn programs_of_the_system_do_what_they_do_natively() {
         ("/usr/bin/perl", &["-ne", "print length, qq{\\n}"], text),
     ];
     for (program, args, input) in cases {
-        if Path::new(program).exists() {
+        if has_program("programs_of_the_system_do_what_they_do_natively", program) {
             same_as_native(program, args, input).await;
-        } else {
-            eprintln!("SKIPPED: programs_of_the_system_do_what_they_do_natively: no {program}");
         }
     }
 }
