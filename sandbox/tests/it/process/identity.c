@@ -24,6 +24,7 @@ static void ids(void) {
 }
 
 int main(void) {
+    setpriority(PRIO_PROCESS, 0, 0); /* the tests may run under nice(1) */
     struct sched_param param = {0}, high = {.sched_priority = 5};
     SHOW(sched_get_priority_min(SCHED_FIFO));
     SHOW(sched_get_priority_max(SCHED_RR));
