@@ -16,6 +16,7 @@ use super::bus::{Bus, Shared};
 use super::devices::balloon::{Balloon, BalloonDevice};
 use super::devices::block::{Block, BlockDevice};
 use super::devices::console::{Console, ConsoleDevice};
+use super::devices::fs::Fs;
 use super::devices::net::{Net, NetDevice};
 use super::devices::p9::P9;
 use super::devices::power::{CLOCK_PORT, I8042, I8042_DATA_PORT, I8042_PORTS, NoClock, POWER_PORTS, Power};
@@ -60,6 +61,13 @@ pub enum Device {
         /// The directory.
         share: Arc<Share>,
     },
+    /// A shared directory over virtio-fs.
+    Fs {
+        /// By which name the guest mounts it: `mount -t virtiofs TAG /mnt`.
+        tag: String,
+        /// The directory.
+        share: Arc<Share>,
+    },
     /// Streams between the guest and this process.
     Vsock(Vsock),
     /// A disk: `/dev/vda`, `/dev/vdb` and so on, in the order of the disks.
@@ -73,10 +81,11 @@ pub enum Device {
 }
 
 impl Device {
-    fn make(&self) -> Box<dyn VirtioDevice> {
+    pub(super) fn make(&self) -> Box<dyn VirtioDevice> {
         match self {
             Self::Rng => Box::new(Rng::default()),
             Self::P9 { tag, share } => Box::new(P9::new(tag, share.clone())),
+            Self::Fs { tag, share } => Box::new(Fs::new(tag, share.clone())),
             Self::Block(block) => Box::new(BlockDevice::new(block.clone())),
             Self::Balloon(balloon) => Box::new(BalloonDevice::new(balloon.clone())),
             Self::Console(console) => Box::new(ConsoleDevice::new(console.clone())),

@@ -3,9 +3,13 @@
 pub mod balloon;
 pub mod block;
 pub mod console;
+pub(crate) mod fs;
 pub mod net;
 pub(crate) mod p9;
 pub(crate) mod power;
 pub(crate) mod rng;
 pub(crate) mod serial;
 pub mod vsock;
+
+#[cfg(test)]
+mod tests;

@@ -66,6 +66,18 @@ pub(crate) struct Driver {
 impl Driver {
     /// Starts `device` with these features accepted, beside VERSION_1.
     pub(crate) fn start(device: Box<dyn VirtioDevice>, features: u64) -> Self {
+        let mut driver = Self::connect(device);
+        driver.initialise(features | VERSION_1);
+        assert_eq!(
+            driver.read(register::STATUS),
+            3 | FEATURES_OK | DRIVER_OK,
+            "the device takes these features"
+        );
+        driver
+    }
+
+    /// A device that no driver has touched.
+    pub(crate) fn connect(device: Box<dyn VirtioDevice>) -> Self {
         let event = || EventFd::new(EFD_NONBLOCK).unwrap();
         let sizes = device.queue_sizes().to_vec();
         let memory = Arc::new(memory::allocate(32 << 20).unwrap());
@@ -74,12 +86,11 @@ impl Driver {
         let line = Interrupt::new(interrupt.try_clone().unwrap());
         let transport = Transport::new(device, memory.clone(), line, copies);
         let counts = vec![(0, 0); sizes.len()];
-        let mut driver = Self { transport, memory, kicks, interrupt, counts, sizes };
-        driver.initialise(features | VERSION_1);
-        driver
+        Self { transport, memory, kicks, interrupt, counts, sizes }
     }
 
-    fn initialise(&mut self, features: u64) {
+    /// What a driver does at its start, with these features.
+    pub(crate) fn initialise(&mut self, features: u64) {
         self.write(register::STATUS, 3);
         for half in 0..2 {
             self.write(register::DRIVER_FEATURES_SEL, half);
@@ -96,15 +107,35 @@ impl Driver {
             self.write(register::QUEUE_READY, 1);
         }
         self.write(register::STATUS, 3 | FEATURES_OK | DRIVER_OK);
-        assert_eq!(
-            self.read(register::STATUS),
-            3 | FEATURES_OK | DRIVER_OK,
-            "the device takes these features"
-        );
     }
 
     fn write(&mut self, offset: u64, value: u32) {
         self.transport.write(offset, &value.to_le_bytes());
+    }
+
+    /// Writes anything anywhere.
+    pub(crate) fn poke(&mut self, offset: u64, data: &[u8]) {
+        self.transport.write(offset, data);
+    }
+
+    /// Reads anything anywhere.
+    pub(crate) fn peek(&mut self, offset: u64, data: &mut [u8]) {
+        self.transport.read(offset, data);
+    }
+
+    /// Kicks a queue.
+    pub(crate) fn kick(&self, queue: usize) {
+        self.kicks[queue % self.kicks.len()].write(1).unwrap();
+    }
+
+    /// How many queues there are.
+    pub(crate) fn queues(&self) -> usize {
+        self.kicks.len()
+    }
+
+    /// Where the available ring of a queue has its index.
+    pub(crate) fn available_index(queue: usize) -> GuestAddress {
+        GuestAddress(RINGS + queue as u64 * RING_BYTES + AVAILABLE + 2)
     }
 
     fn read(&mut self, offset: u64) -> u32 {

@@ -29,14 +29,14 @@ const DEVICE_ID: u32 = 2;
 const QUEUE_SIZES: &[u16] = &[128];
 /// Bytes of a sector, virtio's unit whatever the disk's is.
 const SECTOR: u64 = 512;
-/// What the guest is told to write at a time.
-const BLOCK_SIZE: u32 = 4096;
+/// What the guest is told to write at a time where it can; it may write sectors, as file systems of small blocks do.
+const BLOCK_SECTORS: u32 = 8;
 
 /// Features (§5.2.3).
 const SEG_MAX: u64 = 1 << 2;
 const READ_ONLY: u64 = 1 << 5;
-const BLK_SIZE: u64 = 1 << 6;
 const FLUSH: u64 = 1 << 9;
+const TOPOLOGY: u64 = 1 << 10;
 const DISCARD: u64 = 1 << 13;
 const WRITE_ZEROES: u64 = 1 << 14;
 
@@ -106,11 +106,12 @@ impl BlockDevice {
         let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, &self.block.0.disk.lock().sectors().to_le_bytes());
         put(12, &MOST_SEGMENTS.to_le_bytes());
-        put(20, &BLOCK_SIZE.to_le_bytes());
+        // Sectors of a physical block, as an exponent; the first one is aligned; best sizes of writes.
+        put(24, &[BLOCK_SECTORS.trailing_zeros() as u8, 0, BLOCK_SECTORS as u8, 0]);
         // Discard and write zeroes: most sectors and segments of each; discard by whole blocks; zeroing may free.
         put(36, &MOST_ZERO_SECTORS.to_le_bytes());
         put(40, &request::MOST_RANGES.to_le_bytes());
-        put(44, &(BLOCK_SIZE / SECTOR as u32).to_le_bytes());
+        put(44, &BLOCK_SECTORS.to_le_bytes());
         put(48, &MOST_ZERO_SECTORS.to_le_bytes());
         put(52, &request::MOST_RANGES.to_le_bytes());
         put(56, &[1]);
@@ -128,7 +129,7 @@ impl VirtioDevice for BlockDevice {
     }
 
     fn features(&self) -> u64 {
-        let always = SEG_MAX | BLK_SIZE | FLUSH;
+        let always = SEG_MAX | TOPOLOGY | FLUSH;
         match self.block.0.access {
             DiskAccess::ReadOnly => always | READ_ONLY,
             DiskAccess::ReadWrite | DiskAccess::Private { .. } => always | DISCARD | WRITE_ZEROES,

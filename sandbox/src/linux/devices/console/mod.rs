@@ -45,8 +45,9 @@ struct Shared {
     sent: EventFd,
     /// Columns and rows.
     size: Mutex<(u16, u16)>,
-    /// The guest's interrupt while its driver is at work.
-    interrupt: Mutex<Option<Interrupt>>,
+    /// The guest's interrupt while its driver is at work, and whether it was told the size with it. Linux reads the size
+    /// only when it changes, and must not be told before its terminal is there, which its first output shows.
+    interrupt: Mutex<Option<(Interrupt, bool)>>,
 }
 
 impl fmt::Debug for Shared {
@@ -84,7 +85,7 @@ impl Console {
     /// Changes the terminal's size, which the guest is told at once.
     pub fn resize(&self, columns: u16, rows: u16) {
         *self.0.size.lock() = (columns, rows);
-        if let Some(interrupt) = &*self.0.interrupt.lock() {
+        if let Some((interrupt, true)) = &*self.0.interrupt.lock() {
             interrupt.config_changed();
         }
     }
@@ -129,7 +130,7 @@ impl VirtioDevice for ConsoleDevice {
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let (stopped, console) = (stop.try_clone()?, self.console.clone());
-        *self.console.0.interrupt.lock() = Some(activation.interrupt);
+        *self.console.0.interrupt.lock() = Some((activation.interrupt, false));
         let work = move || serve(activation.rings, &console.0, &stopped);
         let thread = std::thread::Builder::new().name("virtio-console".into()).spawn(work)?;
         self.running = Some(Running { stop, thread });
@@ -168,6 +169,10 @@ fn print(ring: &mut Ring, shared: &Shared) {
     loop {
         ring.quiet();
         while let Some(chain) = ring.next() {
+            if let Some((interrupt, told @ false)) = &mut *shared.interrupt.lock() {
+                *told = true;
+                interrupt.config_changed();
+            }
             let head = chain.head_index();
             if let Ok(mut reader) = chain.reader(&memory) {
                 let mut piece = vec![0; reader.available_bytes().min(PIECE)];

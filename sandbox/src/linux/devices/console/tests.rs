@@ -51,6 +51,10 @@ fn a_guest_that_does_not_read_keeps_no_more_than_a_bound() {
 fn a_new_size_is_told_by_an_interrupt() {
     let (console, mut driver, _out) = start();
     assert_eq!(driver.config(0, 4), [80, 0, 25, 0]);
+    console.resize(100, 25);
+    assert!(!driver.saw_config_change(), "nothing was said: the terminal may not be there");
+    driver.ask_on(1, &[Piece::Out(b"x".to_vec())]);
+    assert!(driver.saw_config_change());
     console.resize(132, 43);
     assert!(driver.saw_config_change());
     assert_eq!(driver.config(0, 8), [132, 0, 43, 0, 0, 0, 0, 0]);

@@ -14,16 +14,18 @@ mod attr;
 mod content;
 mod names;
 mod server;
-mod wire;
+pub(crate) mod wire;
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use virtio_queue::Queue;
 
 use crate::linux::memory::Memory;
 use crate::linux::virtio::{Activation, Chain, Handler, VirtioDevice, Worker, read_config_bytes};
 use crate::share::Share;
+pub(crate) use server::join;
 use server::{MAX_MESSAGE, Server};
 
 const DEVICE_ID: u32 = 9;
@@ -34,9 +36,10 @@ const QUEUE_SIZES: &[u16] = &[128];
 
 /// The device.
 pub(crate) struct P9 {
-    share: Arc<Share>,
     /// Length (two bytes) and text of the mount tag.
     config: Vec<u8>,
+    /// What is open outlives a pause; a new mount begins with a message that closes it.
+    server: Arc<Mutex<Server>>,
     worker: Option<Worker>,
 }
 
@@ -45,7 +48,7 @@ impl P9 {
     pub(crate) fn new(tag: &str, share: Arc<Share>) -> Self {
         let tag = &tag.as_bytes()[..tag.len().min(usize::from(u16::MAX))];
         let config = [&(tag.len() as u16).to_le_bytes()[..], tag].concat();
-        Self { share, config, worker: None }
+        Self { config, server: Arc::new(Mutex::new(Server::new(share))), worker: None }
     }
 }
 
@@ -67,8 +70,7 @@ impl VirtioDevice for P9 {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        let requests = Requests(Server::new(self.share.clone()));
-        self.worker = Some(Worker::start("virtio-9p", activation.rings, requests)?);
+        self.worker = Some(Worker::start("virtio-9p", activation.rings, Requests(self.server.clone()))?);
         Ok(())
     }
 
@@ -77,7 +79,7 @@ impl VirtioDevice for P9 {
     }
 }
 
-struct Requests(Server);
+struct Requests(Arc<Mutex<Server>>);
 
 impl Handler for Requests {
     fn handle(&mut self, _: usize, chain: Chain, memory: &Memory) -> u32 {
@@ -88,7 +90,7 @@ impl Handler for Requests {
         if reader.read_exact(&mut request).is_err() {
             return 0;
         }
-        let reply = self.0.handle(&request, writer.available_bytes());
+        let reply = self.0.lock().handle(&request, writer.available_bytes());
         writer.write_all(&reply).map_or(0, |()| reply.len() as u32)
     }
 }

@@ -164,7 +164,7 @@ impl Server {
 }
 
 /// `directory` and `name`, which must be one plain name.
-pub(super) fn join(directory: &[u8], name: &[u8]) -> Result<Vec<u8>, Errno> {
+pub(crate) fn join(directory: &[u8], name: &[u8]) -> Result<Vec<u8>, Errno> {
     if name.len() > NAME_MAX || directory.len() + name.len() >= MAX_PATH {
         return Err(Errno::NAMETOOLONG);
     }

@@ -1,0 +1,97 @@
+//! virtio-fs: one shared directory, by FUSE messages on a ring, without a daemon.
+//!
+//! ```text
+//! hiprio and request ring ── Requests (this file) ── Server (server.rs) ──┬─ names.rs    lookup, create, rename, remove
+//!                            bytes in, bytes out      dispatch            ├─ content.rs  open, read, write, readdir
+//!                                                     nodes.rs: node ids  └─ attr.rs     getattr, setattr, statfs
+//! share/: the host's side, which no path leaves
+//! ```
+//! Sources: VIRTIO 1.2 §5.11 (device id 26); the messages are FUSE 7.31, Linux's include/uapi/linux/fuse.h. There is no
+//! DAX window. Locks are the guest's own, unlike over 9p. Whatever a guest writes is decoded, checked, and refused with
+//! an error; nothing of it can panic.
+
+mod attr;
+mod content;
+mod names;
+mod nodes;
+mod server;
+
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use virtio_queue::Queue;
+
+use crate::linux::memory::Memory;
+use crate::linux::virtio::{Activation, Chain, Handler, VirtioDevice, Worker, read_config_bytes};
+use crate::share::Share;
+use server::{MAX_REQUEST, Server};
+
+const DEVICE_ID: u32 = 26;
+/// High priority (forgetting), requests.
+const QUEUE_SIZES: &[u16] = &[64, 256];
+/// Bytes of the tag in the configuration.
+const TAG_BYTES: usize = 36;
+
+/// The device.
+pub(crate) struct Fs {
+    /// struct virtio_fs_config: the tag, and one request queue.
+    config: Vec<u8>,
+    /// What is open outlives a pause.
+    server: Arc<Mutex<Server>>,
+    worker: Option<Worker>,
+}
+
+impl Fs {
+    /// Shares `share` under `tag`, of which 36 bytes are used.
+    pub(crate) fn new(tag: &str, share: Arc<Share>) -> Self {
+        let mut config = vec![0; TAG_BYTES];
+        let tag = &tag.as_bytes()[..tag.len().min(TAG_BYTES)];
+        config[..tag.len()].copy_from_slice(tag);
+        config.extend(1u32.to_le_bytes());
+        Self { config, server: Arc::new(Mutex::new(Server::new(share))), worker: None }
+    }
+}
+
+impl VirtioDevice for Fs {
+    fn device_id(&self) -> u32 {
+        DEVICE_ID
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&self.config, offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        self.worker = Some(Worker::start("virtio-fs", activation.rings, Requests(self.server.clone()))?);
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Vec<Queue> {
+        self.worker.take().map(Worker::stop).unwrap_or_default()
+    }
+}
+
+struct Requests(Arc<Mutex<Server>>);
+
+impl Handler for Requests {
+    fn handle(&mut self, _: usize, chain: Chain, memory: &Memory) -> u32 {
+        let (Ok(mut reader), Ok(mut writer)) = (chain.clone().reader(memory), chain.writer(memory)) else {
+            return 0;
+        };
+        let mut request = vec![0; reader.available_bytes().min(MAX_REQUEST)];
+        if reader.read_exact(&mut request).is_err() {
+            return 0;
+        }
+        let reply = self.0.lock().handle(&request, writer.available_bytes());
+        writer.write_all(&reply).map_or(0, |()| reply.len() as u32)
+    }
+}
