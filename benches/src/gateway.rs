@@ -222,7 +222,7 @@ impl Bench {
 }
 
 /// A gRPC message on the wire: not compressed, its length, itself (gRPC over HTTP/2, Length-Prefixed-Message).
-fn length_prefixed(message: &impl Message) -> Vec<u8> {
+pub(crate) fn length_prefixed(message: &impl Message) -> Vec<u8> {
     let length = u32::try_from(message.encoded_len()).expect("a benchmark's message is small");
     let mut bytes = vec![0];
     bytes.extend(length.to_be_bytes());

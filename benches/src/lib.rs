@@ -8,6 +8,7 @@
 //!   h2load.rs   the load generator (Debian nghttp2-client; not ours)
 //!   report.rs   raw JSON, the Markdown table
 //!   chart.rs    the SVG chart
+//! cold_start/ cold starts, restores and resets beside native processes; memory of many sandboxes
 //! process/    the process engine beside native processes and beside bare KVM
 //! host.rs     what the numbers were taken on
 //! ```
@@ -16,6 +17,8 @@
 
 #[cfg(feature = "gateway")]
 pub mod chart;
+#[cfg(feature = "gateway")]
+pub mod cold_start;
 #[cfg(feature = "gateway")]
 pub mod floors;
 #[cfg(feature = "gateway")]

@@ -19,6 +19,10 @@ enum Command {
     /// invocation in a fresh Wasm instance, loaded by h2load
     #[cfg(feature = "gateway")]
     Gateway(over_loopback::GatewayArguments),
+    /// Cold starts, restores and resets of several programs in every engine, beside native spawn and fork, bare KVM and bare
+    /// wasmtime; memory of many sandboxes; the same through the gateway
+    #[cfg(feature = "gateway")]
+    ColdStart(novum_benches::cold_start::cli::Arguments),
     /// Serve one of the floors until killed
     #[cfg(feature = "gateway")]
     Floor(over_loopback::FloorArguments),
@@ -44,6 +48,8 @@ fn main() -> Result<()> {
     match Arguments::parse().command {
         #[cfg(feature = "gateway")]
         Command::Gateway(arguments) => arguments.measure(),
+        #[cfg(feature = "gateway")]
+        Command::ColdStart(arguments) => arguments.run(&["cold-start"], None),
         #[cfg(feature = "gateway")]
         Command::Floor(arguments) => arguments.serve(),
         Command::Process(arguments) => measure_process(arguments),

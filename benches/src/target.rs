@@ -18,6 +18,8 @@ use tonic::transport::Channel;
 use crate::floors::wasmtime_call::EMPTY_WAT;
 
 const ECHO_WAT: &str = include_str!("../../examples/echo/echo.wat");
+/// Of one message of a deploy.
+const CHUNK_BYTES: usize = 1 << 20;
 const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// A server process; killed when dropped.
@@ -41,13 +43,21 @@ impl Server {
     /// # Errors
     /// Where it does not start.
     pub fn floor(name: &str, workers: usize) -> Result<Self> {
+        Self::from_command(&["floor", name, "--workers", &workers.to_string()].map(str::to_owned))
+    }
+
+    /// This program again with `arguments` that make it a server, which prints its address as its first line.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub fn from_command(arguments: &[String]) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["floor", name, "--workers", &workers.to_string()]).stdout(Stdio::piped());
+        command.args(arguments).stdout(Stdio::piped());
         let mut child = command.spawn().context("starting a floor")?;
         let mut line = String::new();
         let stdout = child.stdout.take().context("the floor's standard output is a pipe")?;
         BufReader::new(stdout).read_line(&mut line)?;
-        ensure!(!line.is_empty(), "the floor {name} ended before it listened");
+        ensure!(!line.is_empty(), "the floor ended before it listened");
         Ok(Self { child, address: line.trim().to_owned() })
     }
 
@@ -56,6 +66,26 @@ impl Server {
     /// # Errors
     /// Where it does not start or refuses them.
     pub async fn novum(program: &Path, data: &Path, workers: usize) -> Result<Self> {
+        let server = Self::start(program, data, workers).await?;
+        for (name, wat) in [("empty", EMPTY_WAT), ("echo", ECHO_WAT)] {
+            let manifest = Manifest {
+                name: name.into(),
+                engine: Engine::Wasm.into(),
+                memory_bytes: Some(1 << 20),
+                pool: Some(Pool { max: Some(256), queue: Some(1024), ..Default::default() }),
+                ..Default::default()
+            };
+            let deployed = server.deploy(manifest, Bytes::from_static(wat.as_bytes())).await;
+            deployed.with_context(|| format!("deploying {name}"))?;
+        }
+        Ok(server)
+    }
+
+    /// The gateway, with nothing deployed.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub async fn start(program: &Path, data: &Path, workers: usize) -> Result<Self> {
         let port_file = data.join("ports");
         let child = Command::new(program)
             .args(["serve", "--listen", "127.0.0.1:0", "--workers", &workers.to_string()])
@@ -69,9 +99,6 @@ impl Server {
             .with_context(|| format!("starting {}", program.display()))?;
         let mut server = Self { child, address: String::new() };
         server.address = server.wait_for_port(&port_file, &data.join("log")).await?;
-        for (name, wat) in [("empty", EMPTY_WAT), ("echo", ECHO_WAT)] {
-            server.deploy(name, wat).await.with_context(|| format!("deploying {name}"))?;
-        }
         Ok(server)
     }
 
@@ -108,20 +135,20 @@ impl Server {
         Ok(Channel::from_shared(format!("http://{}", self.address))?.connect().await?)
     }
 
-    async fn deploy(&self, name: &str, wat: &'static str) -> Result<()> {
-        let manifest = Manifest {
-            name: name.into(),
-            engine: Engine::Wasm.into(),
-            memory_bytes: Some(1 << 20),
-            pool: Some(Pool { max: Some(256), queue: Some(1024), ..Default::default() }),
-            ..Default::default()
-        };
+    /// Deploys a function that is one file.
+    ///
+    /// # Errors
+    /// The gateway's refusal.
+    pub async fn deploy(&self, manifest: Manifest, artifact: Bytes) -> Result<()> {
         let start = deploy_request::Start { manifest: Some(manifest), ..Default::default() };
-        let parts = [
-            deploy_request::Part::Start(start),
-            deploy_request::Part::Chunk(Bytes::from_static(wat.as_bytes())),
-        ];
-        let stream = tokio_stream::iter(parts.map(|part| DeployRequest { part: Some(part) }));
+        let mut parts = vec![deploy_request::Part::Start(start)];
+        let chunks = (0..artifact.len()).step_by(CHUNK_BYTES);
+        parts.extend(
+            chunks.map(|at| {
+                deploy_request::Part::Chunk(artifact.slice(at..artifact.len().min(at + CHUNK_BYTES)))
+            }),
+        );
+        let stream = tokio_stream::iter(parts.into_iter().map(|part| DeployRequest { part: Some(part) }));
         FunctionsClient::new(self.channel().await?).deploy(stream).await?;
         Ok(())
     }

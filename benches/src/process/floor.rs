@@ -113,7 +113,7 @@ fn enter_ring3(vcpu: &VcpuFd) -> Result<()> {
 }
 
 /// Makes a VM with one vCPU and one memslot, runs it to its first call, and closes it.
-pub(super) fn one_exit(kvm: &Kvm) -> Result<Duration> {
+pub(crate) fn one_exit(kvm: &Kvm) -> Result<Duration> {
     let start = Instant::now();
     Bare::new(kvm)?.run_to_call()?;
     Ok(start.elapsed())

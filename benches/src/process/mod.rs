@@ -11,7 +11,7 @@
 //! the machine does meanwhile then falls on all of them alike.
 
 mod cases;
-mod floor;
+pub(crate) mod floor;
 pub mod report;
 mod run;
 mod sys;

@@ -114,6 +114,9 @@ pub enum Error {
     /// A container image.
     #[error(transparent)]
     Image(#[from] novum_image::Error),
+    /// A benchmark that could not be run or written.
+    #[error("{0}")]
+    Bench(String),
     /// No engine can run here.
     #[error("no engine can run on this machine")]
     NoEngine,
@@ -167,7 +170,7 @@ impl Error {
             Self::Image(novum_image::Error::TooLarge(_)) => exit::LIMIT,
             Self::Image(_) => exit::INVALID,
             Self::ClosedPipe => exit::PIPE,
-            Self::Serve(_) | Self::Dev(_) | Self::Kernel(_) | Self::Io { .. } => exit::OTHER,
+            Self::Serve(_) | Self::Dev(_) | Self::Kernel(_) | Self::Bench(_) | Self::Io { .. } => exit::OTHER,
         }
     }
 
@@ -189,6 +192,7 @@ impl Error {
             Self::Kernel(_) => "KERNEL",
             Self::Image(_) => "IMAGE",
             Self::Dev(_) => "DEV",
+            Self::Bench(_) => "BENCH",
             Self::ClosedPipe | Self::Io { .. } => "IO",
         }
     }

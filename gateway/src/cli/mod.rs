@@ -3,6 +3,8 @@
 pub mod error;
 pub mod output;
 
+#[cfg(feature = "bench")]
+mod bench;
 mod completions;
 mod delete;
 mod deploy;
@@ -114,6 +116,8 @@ enum Command {
     Snapshot(snapshot::Args),
     Stats(stats::Args),
     Doctor(doctor::Args),
+    #[cfg(feature = "bench")]
+    Bench(bench::Args),
     Kernel(kernel::Args),
     Image(image::Args),
     Completions(completions::Args),
@@ -154,6 +158,8 @@ fn execute(cli: &Cli) -> Result<u8, Error> {
         Command::Snapshot(args) => snapshot::run(global, args),
         Command::Stats(args) => block_on(stats::run(global, args)),
         Command::Doctor(args) => doctor::run(global, args),
+        #[cfg(feature = "bench")]
+        Command::Bench(args) => bench::run(args),
         Command::Kernel(args) => kernel::run(global, args),
         Command::Image(args) => image::run(global, args),
         Command::Completions(args) => completions::run(args),

@@ -1,6 +1,7 @@
 //! Behaviour of the gateway and its command line, seen from outside: one binary, one folder.
 
 mod api;
+mod bench;
 mod budget;
 mod cli;
 mod crashes;
