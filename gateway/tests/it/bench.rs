@@ -1,8 +1,6 @@
 //! `novum bench`, with so few samples that the numbers mean nothing.
 
-use crate::harness::*;
-use crate::program::arg;
-use crate::program::novum;
+use crate::program::{arg, novum};
 
 #[test]
 fn a_cold_start_benchmark_leaves_json_a_table_and_a_chart() {
@@ -18,9 +16,8 @@ fn a_cold_start_benchmark_leaves_json_a_table_and_a_chart() {
     let json: serde_json::Value = serde_json::from_str(&read("cold-start.json")).unwrap();
     let cells = json["cells"].as_array().unwrap();
     let skipped = json["skipped"].as_array().unwrap();
-    let find = |way: serde_json::Value| {
-        cells.iter().find(|cell| cell["program"] == "hello" && cell["way"] == way)
-    };
+    let find =
+        |way: serde_json::Value| cells.iter().find(|cell| cell["program"] == "hello" && cell["way"] == way);
     // The Rust program's module is committed, so this much can be measured anywhere.
     let restored = cells.iter().find(|cell| cell["program"] == "rust").unwrap();
     assert_eq!(restored["alone"]["micros"].as_array().unwrap().len(), 5);
