@@ -37,6 +37,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use calls::credentials::Credentials;
+use calls::limits::ResourceLimits;
 use calls::{Args, Outcome, identity};
 use files::{Files, MapSource};
 use load::Start;
@@ -88,6 +89,8 @@ pub(crate) struct Process {
     pub(crate) futexes: Futexes,
     /// Who it is.
     pub(crate) credentials: Credentials,
+    /// What it may use, by its own wish.
+    pub(crate) limits: ResourceLimits,
     /// `setpriority`: kept and told.
     pub(crate) nice: i32,
     /// Its clocks.
@@ -127,6 +130,7 @@ impl Process {
     /// A program that is loaded into `memory` and begins at `start`.
     pub(crate) fn new(memory: AddressSpace, files: Files, time: Time, start: Start) -> Self {
         let state = UserState::start(start.entry, start.stack.pointer);
+        let limits = ResourceLimits::new(files.open_files_limit());
         let threads = Threads::new(Thread::new(identity::PID as u32, state));
         Self {
             memory,
@@ -137,6 +141,7 @@ impl Process {
             pending: Pending::default(),
             futexes: Futexes::default(),
             credentials: Credentials::default(),
+            limits,
             nice: 0,
             clock: Clock::new(None),
             timers: Timers::default(),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::calls::credentials::{Credentials, Ids};
 use super::calls::identity;
+use super::calls::limits::ResourceLimits;
 use super::files::{MemoryView, ProcessView, uuid};
 use super::load::stack::Stack;
 use super::memory::AddressSpace;
@@ -16,6 +17,7 @@ pub(crate) struct View<'a> {
     pub(crate) stack: &'a Stack,
     pub(crate) uptime: Duration,
     pub(crate) credentials: &'a Credentials,
+    pub(crate) limits: &'a ResourceLimits,
 }
 
 impl View<'_> {
@@ -75,6 +77,10 @@ impl ProcessView for View<'_> {
     fn credentials(&self) -> ([u32; 3], [u32; 3], Vec<u32>) {
         let three = |ids: Ids| [ids.real, ids.effective, ids.saved];
         (three(self.credentials.user), three(self.credentials.group), self.credentials.groups.clone())
+    }
+
+    fn limits(&self) -> [[u64; 2]; 16] {
+        self.limits.all()
     }
 
     fn cmdline(&self) -> Vec<u8> {

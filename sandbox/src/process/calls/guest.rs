@@ -185,6 +185,9 @@ impl Process {
         if stop == Some(Stop::Errno(Errno::PIPE)) && signals {
             self.broken_pipe();
         }
+        if let Some(Stop::Errno(errno)) = stop {
+            self.note_file_limit(errno);
+        }
         match stop {
             Some(Stop::Wait(need)) => {
                 let outcome = self.filed(Err(Stop::Wait(need)))?;

@@ -4,7 +4,7 @@ use rustix::io::Errno;
 use zerocopy::{Immutable, IntoBytes};
 
 use super::{Args, Entry, Outcome};
-use crate::kvm::layout::{STACK_SIZE, USER_END};
+use crate::kvm::layout::USER_END;
 use crate::process::Process;
 use crate::process::thread::Base;
 
@@ -22,8 +22,6 @@ pub(super) const CALLS: &[Entry] = &[
     (libc::SYS_arch_prctl, arch_prctl),
     (libc::SYS_prctl, prctl),
     (libc::SYS_set_tid_address, set_tid_address),
-    (libc::SYS_prlimit64, prlimit),
-    (libc::SYS_getrlimit, |process, args| prlimit(process, [0, args[0], 0, args[1], 0, 0])),
     (libc::SYS_sysinfo, sysinfo),
     (libc::SYS_personality, |_, _| Ok(Outcome::ZERO)),
     // Every C library asks and does without: with one CPU there is nothing to gain, and no need to tell the user.
@@ -122,35 +120,6 @@ fn set_tid_address(process: &mut Process, [address, ..]: Args) -> Result<Outcome
     let thread = process.threads.current_mut();
     thread.clear_child_tid = address;
     Ok(Outcome::Value(u64::from(thread.id)))
-}
-
-/// Limits are told, not changed: the manifest sets them.
-fn prlimit(process: &mut Process, [pid, resource, new, old, ..]: Args) -> Result<Outcome, Errno> {
-    if !matches!(pid as u32, 0 | 1) {
-        return Err(Errno::SRCH);
-    }
-    let limits: [u64; 2] = match resource as u32 {
-        libc::RLIMIT_STACK => [STACK_SIZE, libc::RLIM_INFINITY],
-        libc::RLIMIT_NOFILE => [1024, 1024],
-        libc::RLIMIT_CORE => [0, 0],
-        libc::RLIMIT_NPROC | libc::RLIMIT_SIGPENDING => [4096, 4096],
-        libc::RLIMIT_MEMLOCK => [8 << 20, 8 << 20],
-        libc::RLIMIT_MSGQUEUE => [819_200, 819_200],
-        libc::RLIMIT_NICE | libc::RLIMIT_RTPRIO => [0, 0],
-        resource if resource <= libc::RLIMIT_RTTIME => [libc::RLIM_INFINITY; 2],
-        _ => return Err(Errno::INVAL),
-    };
-    if new != 0 {
-        let wanted: [u64; 2] = process.memory.get(new)?;
-        if wanted[0] > wanted[1] {
-            return Err(Errno::INVAL);
-        }
-        if wanted[1] > limits[1] {
-            return Err(Errno::PERM);
-        }
-    }
-    process.memory.put_if(old, &limits)?;
-    Ok(Outcome::ZERO)
 }
 
 /// `struct sysinfo`.

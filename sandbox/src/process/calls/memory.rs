@@ -74,6 +74,8 @@ fn mmap(process: &mut Process, [address, len, prot, flags, fd, offset]: Args) ->
         let mapped = process.mappable(fd as i32, shared && prot.write)?;
         mapped.map(|file| FilePart { file, offset, shared })
     };
+    let data = file.is_none() && prot.write;
+    process.limits.allow_mapping(&process.memory, len, data)?;
     let request = Request {
         at: place(address, flags),
         len,
@@ -131,6 +133,7 @@ fn mremap(process: &mut Process, [old, old_len, new_len, flags, to, _]: Args) ->
         both if both == MAY | FIXED => Move::To(to),
         _ => return Err(Errno::INVAL),
     };
+    process.limits.allow_mapping(&process.memory, new_len.saturating_sub(old_len), false)?;
     process.memory.remap(old, old_len, new_len, how).map(Outcome::Value)
 }
 
@@ -178,7 +181,11 @@ fn whole(process: &Process, start: u64, end: u64) -> Result<Outcome, Errno> {
 }
 
 fn brk(process: &mut Process, [end, ..]: Args) -> Result<Outcome, Errno> {
-    Ok(Outcome::Value(process.memory.set_break(end)))
+    let now = process.memory.set_break(0);
+    let more = end.saturating_sub(now);
+    // brk(2) has no errors: the end that is told is the old one.
+    let allowed = more == 0 || process.limits.allow_mapping(&process.memory, more, true).is_ok();
+    Ok(Outcome::Value(if allowed { process.memory.set_break(end) } else { now }))
 }
 
 fn msync(process: &mut Process, [address, len, flags, ..]: Args) -> Result<Outcome, Errno> {

@@ -14,6 +14,7 @@ mod fcntl;
 mod futex;
 mod guest;
 pub(crate) mod identity;
+pub(crate) mod limits;
 mod memory;
 mod names;
 mod open;
@@ -71,6 +72,7 @@ const FAMILIES: &[&[Entry]] = &[
     memory::CALLS,
     identity::CALLS,
     credentials::CALLS,
+    limits::CALLS,
     sched::CALLS,
     time::CALLS,
     signals::CALLS,

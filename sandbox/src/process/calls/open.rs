@@ -32,8 +32,8 @@ fn open_at(
         && process.files.unmade(fd).is_some()
     {
         let (memory, threads, stack) = (&process.memory, &process.threads, &process.stack);
-        let (uptime, credentials) = (process.uptime(), &process.credentials);
-        let view = View { memory, threads, stack, uptime, credentials };
+        let (uptime, credentials, limits) = (process.uptime(), &process.credentials, &process.limits);
+        let view = View { memory, threads, stack, uptime, credentials, limits };
         process.files.make_text(fd, &view);
     }
     process.made(opened)

@@ -212,11 +212,13 @@ fn copy(process: &mut Process, from: Side, to: Side, count: u64) -> Result<Outco
 fn truncate(process: &mut Process, [path, size, ..]: Args) -> Result<Outcome, Errno> {
     let path = process.path(path)?;
     let done = process.files.truncate(&path, size as i64);
+    done.map_err(|errno| process.note_file_limit(errno)).ok();
     process.done(done)
 }
 
 fn ftruncate(process: &mut Process, [n, size, ..]: Args) -> Result<Outcome, Errno> {
     let done = process.files.truncate_open(fd(n), size as i64);
+    done.map_err(|errno| process.note_file_limit(errno)).ok();
     process.done(done)
 }
 

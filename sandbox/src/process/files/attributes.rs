@@ -197,6 +197,7 @@ impl Files {
         }
         match place {
             Place::Tree(id) if matches!(self.tree.node(id).body, Body::Synth(_)) => Err(Errno::ACCESS),
+            _ if size > self.table.file_bytes => Err(Errno::FBIG),
             Place::Tree(id) => self.tree.truncate(id, size),
             Place::Shared(n, path) => self.mounts[n].share.truncate(&path, Links::Refuse, size),
             _ => Err(Errno::ACCESS),

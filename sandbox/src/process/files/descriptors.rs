@@ -244,6 +244,11 @@ impl Files {
         self.table.limit()
     }
 
+    /// Sets `RLIMIT_FSIZE`.
+    pub(crate) fn set_file_limit(&mut self, bytes: u64) {
+        self.table.file_bytes = bytes;
+    }
+
     /// Sets `RLIMIT_NOFILE`.
     pub fn set_open_files_limit(&mut self, limit: u32) {
         self.table.set_limit(limit);

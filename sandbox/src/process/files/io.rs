@@ -9,7 +9,7 @@ use super::console::{ConsoleRead, ConsoleWrite};
 use super::stop::{Need, Stop};
 use super::synth::Device;
 use super::table::{Description, DirItem, FileId, Object, Stream};
-use super::transfer::{Sink, Source, put_all, take_vec};
+use super::transfer::{Capped, Sink, Source, put_all, take_vec};
 use super::{Files, Place, random};
 
 /// Most bytes that one write hands to the console.
@@ -159,11 +159,32 @@ impl Files {
         {
             position = self.tree.node(node).size;
         }
-        let done = self.write_object(id, source, position)?;
+        let done = match self.room_below_limit(id, position, source.left())? {
+            Some(room) => self.write_object(id, &mut Capped::new(source, room), position)?,
+            None => self.write_object(id, source, position)?,
+        };
         if at.is_none() && seekable(&self.table.file(id).object) {
             self.advance(id, position, done)?;
         }
         Ok(done)
+    }
+
+    /// How much of a write of `bytes` the limit of file sizes lets through, where it does not let all through.
+    fn room_below_limit(&self, id: FileId, position: u64, bytes: usize) -> Result<Option<usize>, Errno> {
+        let (file, limit) = (self.table.file(id), self.table.file_bytes);
+        if limit == u64::MAX || bytes == 0 {
+            return Ok(None);
+        }
+        let position = match &file.object {
+            Object::Shared(open) if file.flags & APPEND != 0 => open.stat()?.size,
+            Object::File(_) | Object::Shared(_) => position,
+            _ => return Ok(None),
+        };
+        match limit.saturating_sub(position) {
+            0 => Err(Errno::FBIG),
+            room if room < bytes as u64 => Ok(Some(room as usize)),
+            _ => Ok(None),
+        }
     }
 
     fn advance(&mut self, id: FileId, position: u64, done: usize) -> Result<(), Errno> {
@@ -348,6 +369,7 @@ impl Files {
         }
         match &file.object {
             Object::File(_) | Object::Shared(_) if !file.writable() => Err(Errno::INVAL),
+            Object::File(_) | Object::Shared(_) if size > self.table.file_bytes => Err(Errno::FBIG),
             Object::File(node) => self.tree.truncate(*node, size),
             Object::Shared(open) => rustix::fs::ftruncate(open.fd(), size),
             _ => Err(Errno::INVAL),

@@ -122,11 +122,13 @@ pub(crate) struct Table {
     files: Vec<Option<Description>>,
     /// Descriptors must be below (`RLIMIT_NOFILE`).
     limit: usize,
+    /// `RLIMIT_FSIZE`.
+    pub(super) file_bytes: u64,
 }
 
 impl Table {
     pub(crate) fn new(limit: u32) -> Self {
-        Self { fds: Vec::new(), files: Vec::new(), limit: limit as usize }
+        Self { fds: Vec::new(), files: Vec::new(), limit: limit as usize, file_bytes: u64::MAX }
     }
 
     pub(crate) fn limit(&self) -> u32 {

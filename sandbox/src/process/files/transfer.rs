@@ -44,6 +44,39 @@ pub trait Source {
     fn write_to(&mut self, fd: BorrowedFd<'_>, position: u64, max: usize) -> Result<usize, Errno>;
 }
 
+/// The front of a source.
+pub(crate) struct Capped<'a> {
+    source: &'a mut dyn Source,
+    left: usize,
+}
+
+impl<'a> Capped<'a> {
+    /// At most `left` bytes of `source`.
+    pub(crate) fn new(source: &'a mut dyn Source, left: usize) -> Self {
+        let left = left.min(source.left());
+        Self { source, left }
+    }
+}
+
+impl Source for Capped<'_> {
+    fn left(&self) -> usize {
+        self.left
+    }
+
+    fn take(&mut self, into: &mut [u8]) -> Result<usize, Errno> {
+        let n = into.len().min(self.left);
+        let n = self.source.take(&mut into[..n])?;
+        self.left -= n;
+        Ok(n)
+    }
+
+    fn write_to(&mut self, fd: BorrowedFd<'_>, position: u64, max: usize) -> Result<usize, Errno> {
+        let n = self.source.write_to(fd, position, max.min(self.left))?;
+        self.left -= n;
+        Ok(n)
+    }
+}
+
 impl Sink for &mut [u8] {
     fn room(&self) -> usize {
         self.len()

@@ -19,6 +19,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::calls::credentials::Credentials;
+use super::calls::limits::ResourceLimits;
 use super::control::Control;
 use super::files::Files;
 use super::load::stack::Stack;
@@ -53,6 +54,7 @@ pub(super) struct Image {
     pending: Pending,
     futexes: Futexes,
     credentials: Credentials,
+    limits: ResourceLimits,
     nice: i32,
     timers: Timers,
     recent: VecDeque<Call>,
@@ -121,6 +123,7 @@ impl Image {
             pending: self.pending.clone(),
             futexes: self.futexes.clone(),
             credentials: self.credentials.clone(),
+            limits: self.limits.clone(),
             nice: self.nice,
             clock: Clock::new(None),
             timers: self.timers.clone(),
@@ -150,6 +153,7 @@ impl Image {
         process.pending = self.pending.clone();
         process.futexes = self.futexes.clone();
         process.credentials = self.credentials.clone();
+        process.limits = self.limits.clone();
         process.nice = self.nice;
         process.timers = self.timers.clone();
         process.recent.clone_from(&self.recent);

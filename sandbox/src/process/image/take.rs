@@ -119,6 +119,7 @@ impl Image {
             pending: process.pending,
             futexes: process.futexes,
             credentials: process.credentials,
+            limits: process.limits,
             nice: process.nice,
             timers: process.timers,
             recent: process.recent,

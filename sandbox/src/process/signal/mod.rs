@@ -25,6 +25,7 @@ impl Signal {
     pub(crate) const SEGV: Self = Self(11);
     pub(crate) const PIPE: Self = Self(13);
     pub(crate) const ALRM: Self = Self(14);
+    pub(crate) const XFSZ: Self = Self(25);
     pub(crate) const STOP: Self = Self(19);
     pub(crate) const SYS: Self = Self(31);
     const FIRST_REAL_TIME: u8 = 32;

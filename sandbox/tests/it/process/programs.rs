@@ -58,6 +58,16 @@ async fn memory_behaves_as_on_linux() {
 }
 
 #[tokio::test]
+async fn limits_that_a_program_sets_hold() {
+    if !has_kvm("limits_that_a_program_sets_hold") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let program = compile(dir.path(), include_str!("limits.c"), &[]);
+    same_as_native(program.to_str().unwrap(), &[], "").await;
+}
+
+#[tokio::test]
 async fn splice_moves_and_loses_nothing() {
     if !has_kvm("splice_moves_and_loses_nothing") {
         return;

@@ -26,6 +26,8 @@ pub trait ProcessView {
     fn maps(&self) -> Vec<u8>;
     /// Real, effective and saved user; the same of groups; further groups.
     fn credentials(&self) -> ([u32; 3], [u32; 3], Vec<u32>);
+    /// Soft and hard limit of each resource, by its number.
+    fn limits(&self) -> [[u64; 2]; 16];
     /// The arguments, each ended by a NUL byte.
     fn cmdline(&self) -> Vec<u8>;
     /// The environment at the start, each entry ended by a NUL byte.

@@ -33,29 +33,32 @@ fn comm(scene: &Scene<'_>) -> Vec<u8> {
     name
 }
 
+/// By the resources' numbers: name and unit.
+const LIMITS: [(&str, &str); 16] = [
+    ("Max cpu time", "seconds"),
+    ("Max file size", "bytes"),
+    ("Max data size", "bytes"),
+    ("Max stack size", "bytes"),
+    ("Max core file size", "bytes"),
+    ("Max resident set", "bytes"),
+    ("Max processes", "processes"),
+    ("Max open files", "files"),
+    ("Max locked memory", "bytes"),
+    ("Max address space", "bytes"),
+    ("Max file locks", "locks"),
+    ("Max pending signals", "signals"),
+    ("Max msgqueue size", "bytes"),
+    ("Max nice priority", ""),
+    ("Max realtime priority", ""),
+    ("Max realtime timeout", "us"),
+];
+
 fn limits(scene: &Scene<'_>) -> Vec<u8> {
-    let files = scene.open_files.to_string();
-    let rows = [
-        ("Max cpu time", "unlimited", "seconds"),
-        ("Max file size", "unlimited", "bytes"),
-        ("Max data size", "unlimited", "bytes"),
-        ("Max stack size", "8388608", "bytes"),
-        ("Max core file size", "0", "bytes"),
-        ("Max resident set", "unlimited", "bytes"),
-        ("Max processes", "1024", "processes"),
-        ("Max open files", files.as_str(), "files"),
-        ("Max locked memory", "65536", "bytes"),
-        ("Max address space", "unlimited", "bytes"),
-        ("Max file locks", "unlimited", "locks"),
-        ("Max pending signals", "1024", "signals"),
-        ("Max msgqueue size", "0", "bytes"),
-        ("Max nice priority", "0", ""),
-        ("Max realtime priority", "0", ""),
-        ("Max realtime timeout", "unlimited", "us"),
-    ];
     let mut text = format!("{:<26}{:<21}{:<21}{:<10}\n", "Limit", "Soft Limit", "Hard Limit", "Units");
-    for (name, value, unit) in rows {
-        let _ = writeln!(text, "{name:<26}{value:<21}{value:<21}{unit:<10}");
+    let shown = |limit: u64| if limit == u64::MAX { "unlimited".to_owned() } else { limit.to_string() };
+    for ((name, unit), limit) in LIMITS.iter().zip(scene.process.limits()) {
+        let [soft, hard] = limit.map(shown);
+        let _ = writeln!(text, "{name:<26}{soft:<21}{hard:<21}{unit:<10}");
     }
     text.into_bytes()
 }
