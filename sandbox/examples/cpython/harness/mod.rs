@@ -25,7 +25,7 @@ pub(crate) const SUITE: &str = "/usr/lib/python3.11/test/test_json";
 const MOST_DEATHS: usize = 40;
 
 /// How long a test may take inside once it tried what a sandbox has not.
-const HOPELESS_SECONDS: f64 = 10.0;
+const HOPELESS_SECONDS: f64 = 5.0;
 
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]
@@ -98,7 +98,7 @@ impl Work {
             let why = format!("{}: {}", ended.exit, tail(&ended.stderr));
             let test = records.unfinished.unwrap_or_else(|| format!("test.{}", module.name));
             ran.tests.insert(test, Outcome::died(why, records.attempt));
-            if ran.tests.len() == before {
+            if ran.tests.len() == before || started.elapsed() > patience.module {
                 break;
             }
         }

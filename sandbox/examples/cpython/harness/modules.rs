@@ -17,6 +17,26 @@ const fn part(name: &'static str, only: &'static [&'static str]) -> Module {
     Module { name, only }
 }
 
+/// The parts of `test_asyncio` that are not about servers, streams, sockets and child processes.
+const ASYNCIO: &[&str] = &[
+    "*.test_asyncio.test_base_events.*",
+    "*.test_asyncio.test_context.*",
+    "*.test_asyncio.test_futures*",
+    "*.test_asyncio.test_locks.*",
+    "*.test_asyncio.test_pep492.*",
+    "*.test_asyncio.test_proactor_events.*",
+    "*.test_asyncio.test_protocols.*",
+    "*.test_asyncio.test_queues.*",
+    "*.test_asyncio.test_runners.*",
+    "*.test_asyncio.test_selector_events.*",
+    "*.test_asyncio.test_taskgroups.*",
+    "*.test_asyncio.test_tasks.*",
+    "*.test_asyncio.test_threads.*",
+    "*.test_asyncio.test_timeouts.*",
+    "*.test_asyncio.test_transports.*",
+    "*.test_asyncio.test_waitfor.*",
+];
+
 /// Left out: what is about other processes, networks, terminals, the interpreter's own command line, Tk, Windows; the
 /// compiler's and the grammar's tests, which make no calls. `test_sqlite3` is not in Debian's package.
 pub(crate) const MODULES: &[Module] = &[
@@ -88,7 +108,7 @@ pub(crate) const MODULES: &[Module] = &[
     all("test_threadedtempfile"),
     all("test_queue"),
     part("test_concurrent_futures", &["*.ThreadPool*", "*.FutureTests.*", "*.ThreadPoolMixin*"]),
-    all("test_asyncio"),
+    part("test_asyncio", ASYNCIO),
     all("test_contextlib_async"),
     all("test_asyncgen"),
     all("test_coroutines"),
