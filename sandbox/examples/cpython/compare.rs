@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::harness::{Lack, Outcome, Ran, Verdict};
+use crate::harness::records::{Lack, Verdict};
+use crate::harness::{Outcome, Ran};
 
 /// How many tests came to what.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Count {
     pub(crate) pass: usize,
     /// `fail`, `error` and `died`.
@@ -30,7 +31,7 @@ impl Count {
 }
 
 /// Why a test differs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Why {
     /// It makes processes.
@@ -50,7 +51,7 @@ pub(crate) enum Why {
 }
 
 /// A test that passes natively and not inside, or the other way round.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Difference {
     pub(crate) test: String,
     pub(crate) native: Verdict,
@@ -64,9 +65,9 @@ pub(crate) struct Difference {
 }
 
 /// A module.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Compared {
-    pub(crate) module: &'static str,
+    pub(crate) module: String,
     pub(crate) native: Count,
     pub(crate) inside: Count,
     pub(crate) native_seconds: f64,
@@ -86,18 +87,19 @@ const KNOWN: &[(&str, &str)] = &[
     ("test_mkfifo", "there are no named pipes"),
     ("named_pipe", "there are no named pipes"),
     ("test_is_fifo_true", "there are no named pipes"),
+    ("test_socket.SendRecvFdsTests", "socket pairs pass no descriptors"),
     ("pidfd", "there are no process descriptors"),
     ("test_monotonic_settime", "nobody sets the clock"),
 ];
 
 impl Compared {
     /// Compares.
-    pub(crate) fn new(module: &'static str, native: Ran, inside: Ran) -> Self {
+    pub(crate) fn new(module: &str, native: Ran, inside: Ran) -> Self {
         let tests = native.tests.iter().filter(|(id, _)| is_test(id));
         let differences = tests.filter_map(|(id, outcome)| differ(id, outcome, &inside)).collect();
         let count = |ran: &Ran| Count::of(ran.tests.iter().filter(|(id, _)| is_test(id)).map(|(_, of)| of));
         Self {
-            module,
+            module: module.to_owned(),
             native: count(&native),
             inside: count(&inside),
             native_seconds: native.time.as_secs_f64(),

@@ -19,7 +19,8 @@ use clap::Parser;
 
 use compare::Compared;
 use harness::modules::{MODULES, QUICK};
-use harness::{Module, PYTHON, Patience, Place, Ran, SUITE, Selection, Work};
+use harness::place::PYTHON;
+use harness::{Module, Patience, Place, Ran, SUITE, Selection, Work};
 
 /// Runs CPython's regression tests natively and in the process engine and compares the verdicts
 #[derive(Parser)]
@@ -45,6 +46,9 @@ struct Arguments {
     /// Write the tables here
     #[arg(long)]
     markdown: Option<PathBuf>,
+    /// Run nothing: make the tables from files written by `--json`
+    #[arg(long, value_name = "FILE", value_delimiter = ',')]
+    from: Vec<PathBuf>,
     /// Longest time of one test in seconds
     #[arg(long, default_value_t = 60)]
     test_seconds: u64,
@@ -62,6 +66,10 @@ fn main() -> Result<ExitCode> {
     if arguments.list {
         chosen.iter().for_each(|module| println!("{}", module.name));
         return Ok(ExitCode::SUCCESS);
+    }
+    if !arguments.from.is_empty() {
+        let path = arguments.markdown.as_ref().context("--from needs --markdown")?;
+        return report::write_markdown(path, &read(&arguments.from, &chosen)?).map(|()| ExitCode::SUCCESS);
     }
     if arguments.install {
         install()?;
@@ -95,6 +103,19 @@ fn choose(arguments: &Arguments) -> Result<Vec<&'static Module>> {
     }
     let find = |name: &String| table.iter().find(|module| module.name == name);
     arguments.modules.iter().map(|name| find(name).with_context(|| format!("no module {name}"))).collect()
+}
+
+/// What runs of `chosen` found, in the order of the list.
+fn read(files: &[PathBuf], chosen: &[&Module]) -> Result<Vec<Compared>> {
+    let mut all: Vec<Compared> = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+        all.extend(serde_json::from_str::<Vec<Compared>>(&text)?);
+    }
+    let place = |name: &str| chosen.iter().position(|module| module.name == name);
+    all.retain(|compared| place(&compared.module).is_some());
+    all.sort_by_key(|compared| place(&compared.module));
+    Ok(all)
 }
 
 fn install() -> Result<()> {

@@ -2,8 +2,8 @@
 //! does not survive a test, it goes on behind that test. Used by the `cpython` example and by the tests.
 
 pub(crate) mod modules;
-mod place;
-mod records;
+pub(crate) mod place;
+pub(crate) mod records;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,10 +13,11 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 pub(crate) use modules::Module;
-pub(crate) use place::{PYTHON, Place};
-pub(crate) use records::{Lack, Outcome, Records, Verdict};
+pub(crate) use place::Place;
+pub(crate) use records::Outcome;
 
 use place::{Ended, Job};
+use records::Records;
 
 /// Where Debian's `libpython3.11-testsuite` puts its tests; empty but for a few files without that package.
 pub(crate) const SUITE: &str = "/usr/lib/python3.11/test/test_json";
