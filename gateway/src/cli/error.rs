@@ -9,6 +9,7 @@ use tonic_types::StatusExt;
 
 use crate::manifest::ManifestError;
 use crate::pack::PackError;
+use crate::status::code_name;
 
 /// The exit codes of this program. A function's own exit code is passed through as it is, so it can be any number;
 /// with `--json` the `outcome` tells them apart. The table for users is in docs/cli.md.
@@ -260,30 +261,6 @@ fn store_exit_code(error: &StoreError) -> u8 {
         | StoreError::Ambiguous(_) => exit::NOT_FOUND,
         StoreError::Full { .. } => exit::LIMIT,
         _ => exit::OTHER,
-    }
-}
-
-/// The name of a status code as the gRPC specification spells it.
-#[must_use]
-pub fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
 
