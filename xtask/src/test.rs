@@ -1,4 +1,4 @@
-//! `cargo xtask test`: every test of the workspace, with the skipped ones counted.
+//! `cargo xtask test`: every test of the workspace, and those of the microVMs once more in the rig, with the skipped ones counted.
 //!
 //! A test that cannot run here (no /dev/kvm, no python3) writes a line `SKIPPED: <test>: <reason>` straight to
 //! standard error, past libtest's capture, and returns. Those lines are counted here, so that a run that proved
@@ -12,27 +12,42 @@ use anyhow::Context;
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Passed on to `cargo test` (for example `-p novum-sandbox process`).
+    /// Leave out what runs in the rig (some minutes).
+    #[arg(long)]
+    no_rig: bool,
+    /// Passed on to `cargo test` (for example `-p novum-sandbox process`); only these tests run then, and none in the rig.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     cargo: Vec<String>,
 }
 
-/// Runs the tests; the exit code is cargo's.
+/// What also runs on the rig's hardware-style KVM: words of `cargo xtask rig test`.
+const IN_THE_RIG: &[&[&str]] = &[
+    &["--timeout", "1800", "--test", "it", "process", "--", "--test-threads=1"],
+    &["--timeout", "1800", "--test", "linux_boot", "--", "--test-threads=1"],
+];
+
+/// Runs the tests; the exit code tells whether all passed.
 ///
 /// # Errors
-/// Where cargo could not be started or its output not read.
+/// Where cargo or the rig could not be started or its output not read.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.arg("test");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.arg("test");
     if args.cargo.is_empty() {
-        command.args(["--workspace", "--no-fail-fast"]);
+        cargo.args(["--workspace", "--no-fail-fast"]);
     } else {
-        command.args(&args.cargo);
+        cargo.args(&args.cargo);
     }
-    let mut child = command.stderr(Stdio::piped()).spawn().context("starting `cargo test`")?;
-    let lines = child.stderr.take().context("the standard error of `cargo test`")?;
-    let skipped = pass_through(BufReader::new(lines), std::io::stderr())?;
-    let status = child.wait()?;
+    let mut skipped = Vec::new();
+    let mut passed = counted(cargo, &mut skipped).context("running `cargo test`")?;
+    if args.cargo.is_empty() && !args.no_rig {
+        for words in IN_THE_RIG {
+            println!("\nin the rig: {}", words.join(" "));
+            let mut rig = Command::new(std::env::current_exe().context("the path of xtask")?);
+            rig.args(["rig", "test"]).args(*words);
+            passed &= counted(rig, &mut skipped).context("running tests in the rig")?;
+        }
+    }
     println!();
     if skipped.is_empty() {
         println!("no test was skipped");
@@ -40,7 +55,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         println!("{} skipped:", skipped.len());
         skipped.iter().for_each(|line| println!("  {line}"));
     }
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs `command`, adds its `SKIPPED:` lines to `skipped`, and says whether it succeeded.
+fn counted(mut command: Command, skipped: &mut Vec<String>) -> anyhow::Result<bool> {
+    let mut child = command.stderr(Stdio::piped()).spawn()?;
+    let lines = child.stderr.take().context("its standard error")?;
+    skipped.extend(pass_through(BufReader::new(lines), std::io::stderr())?);
+    Ok(child.wait()?.success())
 }
 
 /// Copies `lines` to `out`; returns the `SKIPPED:` ones.
