@@ -20,10 +20,32 @@ pub(crate) struct Args {
     cargo: Vec<String>,
 }
 
-/// What also runs on the rig's hardware-style KVM: words of `cargo xtask rig test`.
+/// What also runs on the rig's hardware-style KVM: words of `cargo xtask rig test`. Only what the workspace's tests
+/// have built already.
 const IN_THE_RIG: &[&[&str]] = &[
-    &["--timeout", "1800", "--test", "it", "process", "--", "--test-threads=1"],
-    &["--timeout", "1800", "--test", "linux_boot", "--", "--test-threads=1"],
+    &[
+        "--workspace",
+        "--only",
+        "novum-sandbox",
+        "--lib",
+        "--test",
+        "it",
+        "kvm::measure",
+        "process::run",
+        "process::programs",
+        "process::static_programs",
+    ],
+    &[
+        "--timeout",
+        "1800",
+        "--workspace",
+        "--only",
+        "novum-sandbox",
+        "--test",
+        "linux_boot",
+        "--",
+        "--test-threads=1",
+    ],
 ];
 
 /// Runs the tests; the exit code tells whether all passed.
