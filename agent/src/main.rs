@@ -1,33 +1,40 @@
 //! PID 1 of a novum Linux guest.
 //!
-//! The linux engine boots kernels but does not run functions yet, so the agent has no host to speak to: it says so and
-//! powers the guest off, which the VMM tells apart from a crash. Anywhere else than as PID 1 it refuses to run.
+//! ```text
+//! kernel ── /init (main.rs) ── boot.rs   /proc /sys /dev, modules, the stream to the host
+//!                            ├ setup.rs   the root from shared directories, clock, randomness
+//!                            └ session.rs one loop: messages of the host, commands (command.rs), children that end
+//! ```
+//! It speaks `novum.guest.v1` (proto/), is one static executable in the initramfs, and has one thread that sleeps in one
+//! poll(2). When the host goes away, or anything fails that the guest cannot do without, it says why and powers off.
+
+mod boot;
+mod command;
+mod link;
+mod session;
+mod setup;
+mod sys;
 
 use std::io::Write;
 use std::process::ExitCode;
-
-use rustix::system::{RebootCommand, reboot};
 
 /// `EX_USAGE` of sysexits.h.
 const USAGE: u8 = 64;
 
 fn main() -> ExitCode {
-    if !rustix::process::getpid().is_init() {
+    if std::process::id() != 1 {
         say(
             "novum-agent is PID 1 of a Linux guest and nothing else; `novum run` runs programs on this machine",
         );
         return ExitCode::from(USAGE);
     }
-    say("novum-agent: this version has nothing to do in a guest; powering off");
-    rustix::fs::sync();
-    // Returning from PID 1 is a kernel panic, which the VMM reports as what it is.
-    match reboot(RebootCommand::PowerOff) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
+    if let Err(error) = boot::boot().and_then(session::serve) {
+        say(&format!("novum-agent: {error}"));
     }
+    sys::power_off()
 }
 
-/// Standard error may be closed this early; there is nobody else to tell.
+/// To the kernel's console. It may be closed; there is nobody else to tell.
 fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }

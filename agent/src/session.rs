@@ -1,0 +1,138 @@
+//! The loop: messages of the host, commands, children that end.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use novum_proto::guest::PROTOCOL;
+use novum_proto::guest::v1::{Failed, Hello, Ready, Resize, Start, to_guest, to_host};
+
+use crate::command::Command;
+use crate::link::Link;
+use crate::{setup, sys};
+
+/// Serves the host until it goes away or says that the guest shall end.
+pub(crate) fn serve(link: Link) -> io::Result<()> {
+    let children = sys::ChildSignals::new()?;
+    let mut session = Session { link, commands: BTreeMap::new(), over: false };
+    session.hello();
+    while !session.over {
+        session.wait(&children)?;
+        session.link.send()?;
+    }
+    Ok(())
+}
+
+struct Session {
+    link: Link,
+    commands: BTreeMap<u32, Command>,
+    over: bool,
+}
+
+impl Session {
+    fn hello(&mut self) {
+        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        self.link.push(to_host::Message::Hello(Hello {
+            protocol: PROTOCOL,
+            version: env!("CARGO_PKG_VERSION").into(),
+            kernel: kernel.trim().into(),
+        }));
+    }
+
+    /// Sleeps until something can be done, and does it.
+    fn wait(&mut self, children: &sys::ChildSignals) -> io::Result<()> {
+        let mut events: Vec<(BorrowedFd<'_>, bool)> =
+            vec![(self.link.fd(), false), (children.as_fd(), false)];
+        if self.link.wants_to_send() {
+            events.push((self.link.fd(), true));
+        }
+        let room = self.link.has_room();
+        events.extend(self.commands.values().flat_map(|command| command.waits(room)));
+        let ready = sys::poll(&events)?;
+        let (from_host, from_children) = (ready[0], ready[1]);
+        if from_children {
+            children.take();
+            self.reap();
+        }
+        if from_host {
+            self.link.receive()?;
+            while let Some(message) = self.link.next()? {
+                self.receive(message)?;
+            }
+        }
+        let link = &mut self.link;
+        self.commands.retain(|_, command| !command.pump(link));
+        Ok(())
+    }
+
+    fn reap(&mut self) {
+        while let Some((pid, ended)) = sys::reap() {
+            // Most are orphans, which PID 1 inherits.
+            if let Some(command) = self.commands.values_mut().find(|command| command.pid() == pid) {
+                command.note_end(ended);
+            }
+        }
+    }
+
+    fn receive(&mut self, message: to_guest::Message) -> io::Result<()> {
+        use to_guest::Message;
+        match message {
+            Message::Setup(wanted) => match setup::apply(&wanted) {
+                Ok(()) => self.link.push(to_host::Message::Ready(Ready {})),
+                Err(error) => self.fail(0, &error),
+            },
+            Message::Start(start) => self.start(&start),
+            Message::Input(input) => match self.commands.get_mut(&input.command) {
+                Some(command) => command.take_input(input)?,
+                // It has ended while this was on its way.
+                None => {}
+            },
+            Message::Credit(credit) => {
+                if let Some(command) = self.commands.get_mut(&credit.command) {
+                    command.grant(&credit);
+                }
+            }
+            Message::Signal(signal) => {
+                if let Some(command) = self.commands.get(&signal.command) {
+                    command.signal(signal.number);
+                }
+            }
+            Message::Resize(resize) => self.resize(&resize),
+            Message::Clock(clock) => self.report(setup::set_clock(&clock)),
+            Message::Entropy(entropy) => self.report(setup::reseed(&entropy)),
+            Message::PowerOff(_) => self.over = true,
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, start: &Start) {
+        if self.commands.contains_key(&start.command) {
+            return self.fail(start.command, &io::ErrorKind::AlreadyExists.into());
+        }
+        match Command::start(start) {
+            Ok(command) => {
+                self.link.push(command.started());
+                self.commands.insert(start.command, command);
+            }
+            Err(error) => self.fail(start.command, &error),
+        }
+    }
+
+    fn resize(&self, resize: &Resize) {
+        let terminal = self.commands.get(&resize.command).and_then(Command::terminal);
+        if let (Some(fd), Some(size)) = (terminal, &resize.terminal) {
+            sys::resize_terminal(fd, size);
+        }
+    }
+
+    fn report(&mut self, result: io::Result<()>) {
+        if let Err(error) = result {
+            self.fail(0, &error);
+        }
+    }
+
+    fn fail(&mut self, command: u32, error: &io::Error) {
+        let errno = error.raw_os_error().unwrap_or(0) as u32;
+        self.link.push(to_host::Message::Failed(Failed { command, reason: error.to_string(), errno }));
+    }
+}
