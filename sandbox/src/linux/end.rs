@@ -1,6 +1,7 @@
 //! How a machine ended. The first reason counts.
 
 use std::fmt;
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
@@ -48,6 +49,8 @@ pub(crate) struct Ending {
     end: Mutex<Option<End>>,
     panic: Mutex<Option<String>>,
     noted: Condvar,
+    /// Taken after `end`.
+    wakers: Mutex<Vec<Waker>>,
 }
 
 impl Ending {
@@ -60,6 +63,7 @@ impl Ending {
         };
         self.end.lock().get_or_insert(end);
         self.noted.notify_all();
+        self.wakers.lock().drain(..).for_each(Waker::wake);
     }
 
     /// The kernel said this when it panicked; what it does next is told by [`Self::note`].
@@ -70,6 +74,18 @@ impl Ending {
     /// Whether it has ended.
     pub(crate) fn is_over(&self) -> bool {
         self.end.lock().is_some()
+    }
+
+    /// The end, for a task that is woken when it comes.
+    pub(crate) fn poll(&self, context: &mut Context<'_>) -> Poll<End> {
+        let end = self.end.lock();
+        if let Some(end) = &*end {
+            return Poll::Ready(end.clone());
+        }
+        let mut wakers = self.wakers.lock();
+        wakers.retain(|waker| !waker.will_wake(context.waker()));
+        wakers.push(context.waker().clone());
+        Poll::Pending
     }
 
     /// The end, once it is there; `None` when `deadline` passed first.

@@ -1,8 +1,8 @@
 //! A running Linux guest: memory, KVM's VM, devices on the buses, vCPU threads.
 
 use std::io::Write;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -101,14 +101,16 @@ const SERIAL_PORTS: u64 = 8;
 const KICK_AGAIN: Duration = Duration::from_millis(5);
 
 /// A guest that was started. Dropping it stops it.
+#[derive(Debug)]
 pub struct Machine {
     threads: Vec<VcpuThread>,
     ending: Arc<Ending>,
     // Dropped in this order: KVM lets go of the memory before it is unmapped.
     _vm: Arc<VmFd>,
-    _memory: Arc<Memory>,
+    memory: Arc<Memory>,
 }
 
+#[derive(Debug)]
 struct VcpuThread {
     handle: Option<JoinHandle<()>>,
     id: ThreadId,
@@ -136,13 +138,35 @@ impl Machine {
         start_state(&runners, &memory, entry)?;
         sys::install_kick_handler().map_err(Error::host("installing a signal handler"))?;
         let threads = runners.into_iter().map(spawn).collect::<Result<_, Error>>()?;
-        Ok(Self { threads, ending, _vm: vm, _memory: memory })
+        Ok(Self { threads, ending, _vm: vm, memory })
     }
 
     /// Waits until the guest has ended; `None` when `deadline` passed first (the guest then runs on).
     #[must_use]
     pub fn wait(&self, deadline: Option<Instant>) -> Option<End> {
         self.ending.wait(deadline)
+    }
+
+    /// How it ended, once it has.
+    pub async fn ended(&self) -> End {
+        std::future::poll_fn(|context| self.ending.poll(context)).await
+    }
+
+    /// How it ended, if it has.
+    #[must_use]
+    pub fn end_now(&self) -> Option<End> {
+        self.wait(Some(Instant::now()))
+    }
+
+    /// Bytes of its memory that the host has filled, the kernel's file among them.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        sys::resident_bytes(&self.memory)
+    }
+
+    /// Its memory, for whoever counts it.
+    pub(crate) fn memory(&self) -> Weak<Memory> {
+        Arc::downgrade(&self.memory)
     }
 
     /// Stops the guest where it is; returns how it ended, which may have been earlier.

@@ -11,6 +11,7 @@ mod bus;
 mod devices;
 pub mod end;
 pub mod error;
+pub mod guest;
 pub mod layout;
 pub mod machine;
 mod memory;

@@ -100,6 +100,18 @@ pub(crate) fn open_tap(name: &str) -> io::Result<OwnedFd> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(tap.into()) }
 }
 
+/// How much of `memory` the host has filled.
+pub(crate) fn resident_bytes(memory: &Memory) -> u64 {
+    let resident = |region: &vm_memory::GuestRegionMmap<()>| {
+        let mut pages = vec![0u8; region.len().div_ceil(PAGE) as usize];
+        let Ok(at) = region.get_host_address(vm_memory::MemoryRegionAddress(0)) else { return 0 };
+        // SAFETY: the range is a mapping of `memory`, which lives as long as this call; the vector has a byte for each page.
+        unsafe { libc::mincore(at.cast(), region.len() as usize, pages.as_mut_ptr()) };
+        pages.iter().filter(|page| **page & 1 != 0).count() as u64 * PAGE
+    };
+    memory.iter().map(resident).sum()
+}
+
 /// The signal that brings a vCPU thread out of KVM_RUN. It does nothing else.
 pub(crate) const KICK: i32 = 12;
 

@@ -88,7 +88,7 @@ for m in /modules/*; do [ -e $m ] && $b insmod $m; done
 "
     );
     cpio.file("init", 0o755, init.as_bytes());
-    Initramfs::Bytes(cpio.finish())
+    Initramfs::Bytes(cpio.finish().into())
 }
 
 /// A static program that writes `code` to the exit port.

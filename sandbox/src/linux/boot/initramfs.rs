@@ -81,7 +81,7 @@ mod tests {
         let memory = memory::allocate(bytes).unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), [2; 700]).unwrap();
-        let archives = [Initramfs::Bytes(vec![1; 10]), Initramfs::File(file.path().to_owned())];
+        let archives = [Initramfs::Bytes(vec![1; 10].into()), Initramfs::File(file.path().to_owned())];
         let (at, length) = load(&memory, bytes, 0, &archives).unwrap().unwrap();
         assert_eq!((at % PAGE, length), (0, 512 + 1024));
         assert!(at + length <= bytes);
@@ -94,7 +94,7 @@ mod tests {
     fn an_initramfs_over_the_kernel_is_refused() {
         let bytes = 32 << 20;
         let memory = memory::allocate(bytes).unwrap();
-        let archives = [Initramfs::Bytes(vec![1; 10])];
+        let archives = [Initramfs::Bytes(vec![1; 10].into())];
         assert!(load(&memory, bytes, bytes - 5, &archives).is_err());
     }
 }

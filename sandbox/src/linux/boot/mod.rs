@@ -51,7 +51,7 @@ pub enum Initramfs {
     /// A file.
     File(PathBuf),
     /// Made in memory.
-    Bytes(Vec<u8>),
+    Bytes(bytes::Bytes),
 }
 
 /// Which way into the kernel.

@@ -1,0 +1,327 @@
+//! One command in a guest, from start to end: its streams, with credit in both directions, and what can cut it short.
+//!
+//! ```text
+//! Input ── credit of the guest ──> Input messages ──> agent ──> standard input
+//! Output <── room in the channel ── Output messages <── agent <── standard output    (then a Credit goes back)
+//! ```
+//! Of what the guest sends, at most the credit that it was given is kept; more than that breaks the run off.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use novum_proto::guest::v1::{self, Credit, Exited, Stream, exited, to_guest, to_host};
+use novum_proto::guest::{FIRST_CREDIT_BYTES, GRANT_AFTER_BYTES, MOST_PIECE_BYTES};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc::{Receiver, Sender};
+
+use super::channel::{Channel, ChannelError};
+use super::{Command, CommandError};
+use crate::engine::{Input, LogSink, Output};
+
+/// What a command reads and writes, and what may end it early.
+pub struct Streams {
+    /// Standard input.
+    pub input: Input,
+    /// Standard output; a terminal's too.
+    pub output: Output,
+    /// Standard error.
+    pub log: Arc<dyn LogSink>,
+    /// What is done to the command meanwhile.
+    pub control: Option<Receiver<Control>>,
+    /// When it is given up.
+    pub deadline: Instant,
+}
+
+/// What can be done to a running command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Send this signal to its process group.
+    Signal(u32),
+    /// Its terminal has this size now.
+    Resize(super::TerminalSize),
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommandEnd {
+    /// With this exit code.
+    Code(u32),
+    /// By this signal.
+    Signal(u32),
+}
+
+/// What a command came to.
+#[derive(Debug)]
+pub struct Done {
+    /// How it ended.
+    pub end: CommandEnd,
+    /// Its output, where it was collected.
+    pub output: Vec<u8>,
+    /// From the start to the end.
+    pub run: Duration,
+    /// From asking for the start to hearing that the command runs.
+    pub started: Duration,
+    /// From the start to the first byte of output.
+    pub first_byte: Option<Duration>,
+}
+
+/// Runs `command`, which the guest knows as `number`. Giving the future up leaves the command running in the guest.
+pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
+    channel: &mut Channel<S>,
+    number: u32,
+    command: &Command,
+    streams: Streams,
+) -> Result<Done, CommandError> {
+    let mut run = Run::new(channel, number, streams);
+    run.channel.push(to_guest::Message::Start(command.message(number)));
+    let end = loop {
+        if let Some(end) = run.step().await? {
+            break end;
+        }
+    };
+    run.flush().await?;
+    let Run { collected, begun, started, first_byte, .. } = run;
+    Ok(Done { end, output: collected, run: begun.elapsed(), started, first_byte })
+}
+
+struct Run<'a, S> {
+    channel: &'a mut Channel<S>,
+    number: u32,
+    input: Option<Receiver<Bytes>>,
+    /// Input that is not sent yet.
+    pending: Bytes,
+    /// Whether the end of the input is still to be told.
+    end_due: bool,
+    input_credit: usize,
+    sink: Sink,
+    /// Credit of standard output and standard error that the guest has left.
+    left: [usize; 2],
+    log: Arc<dyn LogSink>,
+    control: Option<Receiver<Control>>,
+    deadline: Instant,
+    begun: Instant,
+    started: Duration,
+    collected: Vec<u8>,
+    first_byte: Option<Duration>,
+}
+
+enum Sink {
+    Collect { limit_bytes: usize },
+    Stream { to: Sender<Bytes>, waiting: VecDeque<Bytes> },
+}
+
+/// What a step woke up for.
+enum Event {
+    Message(Box<to_host::Message>),
+    Input(Option<Bytes>),
+    Room,
+    Control(Option<Control>),
+}
+
+impl<'a, S: AsyncRead + AsyncWrite + Unpin> Run<'a, S> {
+    fn new(channel: &'a mut Channel<S>, number: u32, streams: Streams) -> Self {
+        let (pending, input) = match streams.input {
+            Input::Bytes(bytes) => (bytes, None),
+            Input::Stream(receiver) => (Bytes::new(), Some(receiver)),
+        };
+        let sink = match streams.output {
+            Output::Collect { limit_bytes } => Sink::Collect { limit_bytes },
+            Output::Stream(to) => Sink::Stream { to, waiting: VecDeque::new() },
+        };
+        Self {
+            channel,
+            number,
+            input,
+            pending,
+            end_due: true,
+            input_credit: FIRST_CREDIT_BYTES as usize,
+            sink,
+            left: [FIRST_CREDIT_BYTES as usize; 2],
+            log: streams.log,
+            control: streams.control,
+            deadline: streams.deadline,
+            begun: Instant::now(),
+            started: Duration::ZERO,
+            collected: Vec::new(),
+            first_byte: None,
+        }
+    }
+
+    /// Does the next thing that can be done; `Some` at the command's end.
+    async fn step(&mut self) -> Result<Option<CommandEnd>, CommandError> {
+        self.send_input();
+        let event = self.event().await?;
+        match event {
+            Event::Message(message) => return self.receive(*message),
+            Event::Input(Some(bytes)) => self.pending = bytes,
+            Event::Input(None) => self.input = None,
+            Event::Room => self.pass_one()?,
+            Event::Control(Some(control)) => self.control(control),
+            Event::Control(None) => self.control = None,
+        }
+        Ok(None)
+    }
+
+    async fn event(&mut self) -> Result<Event, CommandError> {
+        let wants_input = self.pending.is_empty();
+        let after = self.begun;
+        let room = async {
+            match &self.sink {
+                Sink::Stream { to, waiting } if !waiting.is_empty() => to.reserve().await.is_ok(),
+                // The reader went away while there was nothing for it.
+                Sink::Stream { to, .. } => {
+                    to.closed().await;
+                    false
+                }
+                Sink::Collect { .. } => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            message = self.channel.next() => Ok(Event::Message(Box::new(message?))),
+            piece = receive(&mut self.input), if wants_input => Ok(Event::Input(piece)),
+            control = receive(&mut self.control) => Ok(Event::Control(control)),
+            room = room => if room { Ok(Event::Room) } else { Err(CommandError::Cancelled) },
+            () = tokio::time::sleep_until(self.deadline.into()) => Err(CommandError::Deadline { after: after.elapsed() }),
+        }
+    }
+
+    fn send_input(&mut self) {
+        let command = self.number;
+        while !self.pending.is_empty() && self.input_credit > 0 {
+            let count = self.pending.len().min(self.input_credit).min(MOST_PIECE_BYTES);
+            let data = self.pending.split_to(count).to_vec();
+            self.input_credit -= count;
+            self.channel.push(to_guest::Message::Input(v1::Input { command, data, end: false }));
+        }
+        if self.pending.is_empty() && self.input.is_none() && std::mem::take(&mut self.end_due) {
+            self.channel.push(to_guest::Message::Input(v1::Input { command, data: Vec::new(), end: true }));
+        }
+    }
+
+    fn receive(&mut self, message: to_host::Message) -> Result<Option<CommandEnd>, CommandError> {
+        use to_host::Message;
+        match message {
+            Message::Output(output) if output.command == self.number => {
+                self.take(output.stream(), output.data)?
+            }
+            Message::Credit(Credit { command, bytes, .. }) if command == self.number => {
+                let most = FIRST_CREDIT_BYTES as usize;
+                self.input_credit = most.min(self.input_credit.saturating_add(bytes as usize));
+            }
+            Message::Started(started) if started.command == self.number => {
+                self.started = self.begun.elapsed()
+            }
+            Message::Exited(Exited { command, how: Some(how) }) if command == self.number => {
+                return Ok(Some(match how {
+                    exited::How::Code(code) => CommandEnd::Code(code),
+                    exited::How::Signal(number) => CommandEnd::Signal(number),
+                }));
+            }
+            Message::Failed(failed) if failed.command == self.number => {
+                return Err(CommandError::NotStarted { reason: failed.reason, errno: failed.errno });
+            }
+            Message::Failed(failed) if failed.command == 0 => return Err(CommandError::Agent(failed.reason)),
+            Message::Hello(_) | Message::Ready(_) => {
+                return Err(CommandError::Agent("it began anew".into()));
+            }
+            // About a command that was given up earlier.
+            _ => {}
+        }
+        Ok(None)
+    }
+
+    /// Output of the guest, which must keep to its credit.
+    fn take(&mut self, stream: Stream, data: Vec<u8>) -> Result<(), CommandError> {
+        let index = usize::from(stream == Stream::Error);
+        let Some(left) = self.left[index].checked_sub(data.len()) else {
+            return Err(CommandError::Agent("it sent more than it was granted".into()));
+        };
+        self.left[index] = left;
+        if data.is_empty() {
+            return Ok(());
+        }
+        if stream == Stream::Error {
+            self.log.write(&data);
+            self.grant(Stream::Error);
+            return Ok(());
+        }
+        self.first_byte.get_or_insert_with(|| self.begun.elapsed());
+        match &mut self.sink {
+            Sink::Collect { limit_bytes } => {
+                if self.collected.len() + data.len() > *limit_bytes {
+                    return Err(CommandError::OutputLimit { limit_bytes: *limit_bytes });
+                }
+                self.collected.extend(data);
+            }
+            Sink::Stream { waiting, .. } => waiting.push_back(data.into()),
+        }
+        self.grant(Stream::Output);
+        Ok(())
+    }
+
+    /// Hands one piece on, for which there is room.
+    fn pass_one(&mut self) -> Result<(), CommandError> {
+        let Sink::Stream { to, waiting } = &mut self.sink else { return Ok(()) };
+        if let Some(piece) = waiting.pop_front() {
+            to.try_send(piece).map_err(|_| CommandError::Cancelled)?;
+        }
+        self.grant(Stream::Output);
+        Ok(())
+    }
+
+    /// Gives back the credit of what is not kept here any more, in large pieces.
+    fn grant(&mut self, stream: Stream) {
+        let kept = match (&self.sink, stream) {
+            (Sink::Stream { waiting, .. }, Stream::Output) => waiting.iter().map(Bytes::len).sum(),
+            _ => 0,
+        };
+        let left = &mut self.left[usize::from(stream == Stream::Error)];
+        let due = (FIRST_CREDIT_BYTES as usize).saturating_sub(*left + kept);
+        if due >= GRANT_AFTER_BYTES as usize {
+            *left += due;
+            let credit = Credit { command: self.number, stream: stream.into(), bytes: due as u32 };
+            self.channel.push(to_guest::Message::Credit(credit));
+        }
+    }
+
+    fn control(&mut self, control: Control) {
+        let command = self.number;
+        self.channel.push(match control {
+            Control::Signal(number) => to_guest::Message::Signal(v1::Signal { command, number }),
+            Control::Resize(size) => {
+                to_guest::Message::Resize(v1::Resize { command, terminal: Some(size.message()) })
+            }
+        });
+    }
+
+    /// The command is over; what its reader has not taken yet still goes there.
+    async fn flush(&mut self) -> Result<(), CommandError> {
+        let Sink::Stream { to, waiting } = &mut self.sink else { return Ok(()) };
+        let all = async {
+            for piece in waiting.drain(..) {
+                to.send(piece).await.map_err(|_| CommandError::Cancelled)?;
+            }
+            Ok(())
+        };
+        let after = self.begun;
+        tokio::time::timeout_at(self.deadline.into(), all)
+            .await
+            .unwrap_or_else(|_| Err(CommandError::Deadline { after: after.elapsed() }))
+    }
+}
+
+/// The next of an optional channel; never where there is none.
+async fn receive<T>(from: &mut Option<Receiver<T>>) -> Option<T> {
+    match from {
+        Some(receiver) => receiver.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl From<ChannelError> for CommandError {
+    fn from(error: ChannelError) -> Self {
+        Self::Channel(error)
+    }
+}
