@@ -78,7 +78,7 @@ impl Link {
     /// The next message of those that were read. Messages of a newer host that this agent does not know are skipped.
     pub(crate) fn next(&mut self) -> io::Result<Option<to_guest::Message>> {
         loop {
-            match self.frames.next().map_err(|error| io::Error::new(ErrorKind::InvalidData, error))? {
+            match self.frames.pop().map_err(|error| io::Error::new(ErrorKind::InvalidData, error))? {
                 None => return Ok(None),
                 Some(ToGuest { message: Some(message) }) => return Ok(Some(message)),
                 Some(ToGuest { message: None }) => {}

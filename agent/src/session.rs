@@ -82,11 +82,12 @@ impl Session {
                 Err(error) => self.fail(0, &error),
             },
             Message::Start(start) => self.start(&start),
-            Message::Input(input) => match self.commands.get_mut(&input.command) {
-                Some(command) => command.take_input(input)?,
-                // It has ended while this was on its way.
-                None => {}
-            },
+            // It may have ended while this was on its way.
+            Message::Input(input) => {
+                if let Some(command) = self.commands.get_mut(&input.command) {
+                    command.take_input(input)?;
+                }
+            }
             Message::Credit(credit) => {
                 if let Some(command) = self.commands.get_mut(&credit.command) {
                     command.grant(&credit);

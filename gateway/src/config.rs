@@ -55,6 +55,8 @@ pub struct ServeConfig {
     pub port_file: Option<PathBuf>,
     /// Registry, artifacts and engine caches; made when missing, private to this user.
     pub data_dir: PathBuf,
+    /// Where `novum kernel` keeps kernels of Linux guests.
+    pub kernel_dir: PathBuf,
     /// Only directories below these may be shared with functions. Empty: none.
     pub allow_shares: Vec<PathBuf>,
     /// Largest payload of one invocation, and largest message of a stream.
@@ -85,10 +87,12 @@ impl ServeConfig {
     /// Every default, with this data directory, listening on 127.0.0.1:7070.
     #[must_use]
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        let data_dir = data_dir.into();
         Self {
             listen: vec![Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 7070)))],
             port_file: None,
-            data_dir: data_dir.into(),
+            kernel_dir: data_dir.join("kernels"),
+            data_dir,
             allow_shares: Vec::new(),
             max_payload_bytes: 4 << 20,
             max_artifact_bytes: 256 << 20,

@@ -112,6 +112,7 @@ impl Core {
             .map_err(|(path, source)| OpenError::Share { path, source })?;
         let engines = Engines::new(&EngineConfig {
             cache,
+            kernels: config.kernel_dir.clone(),
             max_sandboxes: config.max_sandboxes,
             max_memory_bytes: config.max_memory_bytes,
         });

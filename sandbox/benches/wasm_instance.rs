@@ -278,8 +278,12 @@ fn threads(c: &mut Criterion, engine: &WasmEngine, samples: &[Sample]) {
 
 fn bench(c: &mut Criterion) {
     let dir = tempfile::tempdir().expect("a directory");
-    let config =
-        EngineConfig { cache: dir.path().join("cache"), max_sandboxes: 1000, max_memory_bytes: 256 << 20 };
+    let config = EngineConfig {
+        cache: dir.path().join("cache"),
+        kernels: dir.path().into(),
+        max_sandboxes: 1000,
+        max_memory_bytes: 256 << 20,
+    };
     let ours = WasmEngine::new(&config).expect("the engine");
     let samples = samples(dir.path());
     bare(c, &samples);

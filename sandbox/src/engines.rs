@@ -13,6 +13,8 @@ pub struct EngineConfig {
     /// Where an engine keeps what it made from artifacts (compiled code, snapshots), private to this user.
     /// Each engine uses a folder of its own below it.
     pub cache: PathBuf,
+    /// Where `novum kernel` keeps kernels of Linux guests.
+    pub kernels: PathBuf,
     /// Most sandboxes of one engine at once.
     pub max_sandboxes: u32,
     /// Largest memory of one sandbox.
@@ -48,6 +50,14 @@ pub const TABLE: &[Row] = &[
         probe: crate::process::probe,
         make: |config| Ok(Arc::new(crate::process::ProcessEngine::new(config)?)),
     },
+    // Nothing is taken for it unasked: a root directory looks like one for the process engine.
+    #[cfg(feature = "vm")]
+    Row {
+        kind: EngineKind::Linux,
+        recognises: |_| false,
+        probe: crate::linux::probe,
+        make: |config| Ok(Arc::new(crate::linux::LinuxEngine::new(config)?)),
+    },
 ];
 
 /// The row of `kind`, or `None` where this build was made without it.
@@ -61,9 +71,6 @@ pub fn row(kind: EngineKind) -> Option<&'static Row> {
 pub fn absence(kind: EngineKind) -> &'static str {
     match kind {
         EngineKind::Wasm => "this build was made without the cargo feature `wasm`; use a build that has it",
-        EngineKind::Linux if cfg!(feature = "vm") => {
-            "this version of novum cannot run Linux guests yet; use the process engine for a Linux program"
-        }
         EngineKind::Process | EngineKind::Linux => {
             "this build was made without the cargo feature `vm`; use a build that has it"
         }

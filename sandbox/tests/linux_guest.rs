@@ -158,7 +158,8 @@ async fn a_terminal_has_a_size_and_takes_signals() {
     let (to, input) = mpsc::channel::<Bytes>(4);
     let (output_to, mut output) = mpsc::channel::<Bytes>(16);
     let size = TerminalSize { rows: 33, columns: 111 };
-    let script = "stty size; trap 'stty size' WINCH; read line; echo got $line; trap 'exit 5' INT; while :; do sleep 1; done";
+    let script = "trap 'stty size' WINCH; trap 'exit 5' INT; stty size
+        read line; echo got $line; while :; do sleep 1; done";
     let shell = Command { terminal: Some(size), ..sh(script) };
     let streams = Streams {
         output: Output::Stream(output_to),

@@ -49,9 +49,13 @@ enum What {
     List,
 }
 
+/// Where this user's kernels are kept.
+pub(super) fn default_dir() -> Result<PathBuf, Error> {
+    Ok(super::run::default_cache_dir()?.join("kernels"))
+}
+
 pub(super) fn run(global: &Global, args: &Args) -> Result<u8, Error> {
-    let folder = args.kernel_dir.clone();
-    let folder = folder.map_or_else(|| super::run::default_cache_dir().map(|dir| dir.join("kernels")), Ok)?;
+    let folder = args.kernel_dir.clone().map_or_else(default_dir, Ok)?;
     let cache = Cache::new(folder);
     match &args.what {
         What::Build => made(global, "build", |say| Ok(build::build(&cache, say)?.folder))?,

@@ -18,6 +18,8 @@ mod kernel;
 mod logs;
 mod progress;
 mod run;
+#[cfg(feature = "vm")]
+mod run_guest;
 mod serve;
 mod snapshot;
 mod stats;

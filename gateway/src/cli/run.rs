@@ -11,6 +11,7 @@ use novum_sandbox::{
 };
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use super::Global;
 use super::error::Error;
@@ -32,38 +33,42 @@ Examples:
   novum run convert.wasm --read fonts:/fonts < in.svg > out.png
   novum run --memory 64MiB ./program -- --flag arg < request
   novum run --system /usr/bin/python3 --read .:/work -- /work/script.py < request
+  novum run --engine linux --root debian --write .:/work -- sh    a Linux guest with its own kernel
 
 Input, output and exit code are passed through. Without a manifest the time limit is one hour.")]
 pub(super) struct Args {
-    /// A Wasm module, a program, or a directory with a novum.toml
-    path: PathBuf,
+    /// A Wasm module, a program, or a directory with a novum.toml; with --root a command in the guest
+    pub(super) path: PathBuf,
     /// What isolates the function [default: by its first bytes]
     #[arg(long, value_parser = engine())]
-    engine: Option<EngineChoice>,
+    pub(super) engine: Option<EngineChoice>,
     #[command(flatten)]
-    limits: Limits,
+    pub(super) limits: Limits,
     /// Let the function read a directory; may be repeated
     #[arg(long, value_name = "HOST:GUEST", value_parser = share)]
-    read: Vec<(PathBuf, String)>,
+    pub(super) read: Vec<(PathBuf, String)>,
     /// Let the function read and write a directory; may be repeated
     #[arg(long, value_name = "HOST:GUEST", value_parser = share)]
-    write: Vec<(PathBuf, String)>,
+    pub(super) write: Vec<(PathBuf, String)>,
+    #[cfg(feature = "vm")]
+    #[command(flatten)]
+    pub(super) guest: super::run_guest::Options,
     /// Let a dynamically linked program read this machine's /lib, /lib64 and /usr
     #[arg(long)]
     system: bool,
     /// Say on standard error where the time went
     #[arg(long)]
-    timings: bool,
+    pub(super) timings: bool,
     /// Where compiled code is kept [default: $XDG_CACHE_HOME/novum or ~/.cache/novum]
     #[arg(long, value_name = "DIR", env = "NOVUM_CACHE_DIR", hide_env_values = true)]
     cache_dir: Option<PathBuf>,
     /// The function's arguments
     #[arg(trailing_var_arg = true)]
-    args: Vec<String>,
+    pub(super) args: Vec<String>,
 }
 
 /// Without a manifest nobody said how long it may take.
-const PATIENCE: Duration = Duration::from_secs(3600);
+pub(super) const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// Parses `HOST:GUEST`.
 fn share(text: &str) -> Result<(PathBuf, String), String> {
@@ -73,11 +78,16 @@ fn share(text: &str) -> Result<(PathBuf, String), String> {
 }
 
 pub(super) fn run(global: &Global, args: &Args) -> Result<u8, Error> {
+    #[cfg(feature = "vm")]
+    if args.guest.wanted() {
+        return super::run_guest::run(global, args);
+    }
     let file = function_file(args)?;
     let row = choose(&file)?;
     (row.probe)().map_err(|reason| novum_sandbox::Error::Unavailable { engine: row.kind, reason })?;
     let config = EngineConfig {
         cache: args.cache_dir.clone().map_or_else(default_cache_dir, Ok)?,
+        kernels: super::kernel::default_dir()?,
         max_sandboxes: 1,
         max_memory_bytes: file.manifest.memory_bytes,
     };
@@ -174,10 +184,10 @@ pub(super) fn default_cache_dir() -> Result<PathBuf, Error> {
 }
 
 /// How long each step took.
-struct Steps {
-    engine: EngineKind,
-    prepare: Duration,
-    start: Duration,
+pub(super) struct Steps {
+    pub(super) engine: EngineKind,
+    pub(super) prepare: Duration,
+    pub(super) start: Duration,
 }
 
 async fn execute(
@@ -195,7 +205,7 @@ async fn execute(
     let prepared = Instant::now();
     let mut sandbox = image.start().await?;
     let steps = Steps { engine: row.kind, prepare: prepared - begun, start: prepared.elapsed() };
-    let (to, mut output) = mpsc::channel(4);
+    let (to, output) = mpsc::channel(4);
     let call = Invocation {
         env: Vec::new(),
         input: Input::Stream(standard_input()),
@@ -203,9 +213,17 @@ async fn execute(
         log: Arc::new(StandardError { json: global.json }),
         deadline: Instant::now() + timeout,
     };
-    let json = global.json;
-    // Blocking writes get a thread of their own; when they fail the channel closes, which cancels the run.
-    let printing = tokio::task::spawn_blocking(move || {
+    let printing = print(output, global.json);
+    let reply = sandbox.invoke(call).await;
+    // It may still hold the output's sender, and then the printing would never end.
+    drop(sandbox);
+    printing.await.map_err(|e| Error::Io { doing: "print", source: e.into() })??;
+    report(global, args, &steps, reply?)
+}
+
+/// Prints what comes. Blocking writes get a thread of their own; when they fail the channel closes, which cancels the run.
+pub(super) fn print(mut output: mpsc::Receiver<bytes::Bytes>, json: bool) -> JoinHandle<Result<(), Error>> {
+    tokio::task::spawn_blocking(move || {
         while let Some(piece) = output.blocking_recv() {
             match json {
                 true => {
@@ -215,15 +233,10 @@ async fn execute(
             }
         }
         Ok::<_, Error>(())
-    });
-    let reply = sandbox.invoke(call).await;
-    // It may still hold the output's sender, and then the printing would never end.
-    drop(sandbox);
-    printing.await.map_err(|e| Error::Io { doing: "print", source: e.into() })??;
-    report(global, args, &steps, reply?)
+    })
 }
 
-fn report(global: &Global, args: &Args, steps: &Steps, reply: Reply) -> Result<u8, Error> {
+pub(super) fn report(global: &Global, args: &Args, steps: &Steps, reply: Reply) -> Result<u8, Error> {
     let timings = reply.timings;
     let ended = Ended::from(reply.exit);
     let us = |d: Duration| d.as_nanos() as f64 / 1e3;
@@ -247,7 +260,7 @@ fn report(global: &Global, args: &Args, steps: &Steps, reply: Reply) -> Result<u
 }
 
 /// Reads standard input in a plain thread: it may wait for ever, and the program must be able to end meanwhile.
-fn standard_input() -> mpsc::Receiver<bytes::Bytes> {
+pub(super) fn standard_input() -> mpsc::Receiver<bytes::Bytes> {
     let (to, input) = mpsc::channel(4);
     std::thread::spawn(move || {
         if let Err(e) = Source::Stdin.pieces(|bytes| to.blocking_send(bytes).is_ok()) {
@@ -257,8 +270,8 @@ fn standard_input() -> mpsc::Receiver<bytes::Bytes> {
     input
 }
 
-struct StandardError {
-    json: bool,
+pub(super) struct StandardError {
+    pub(super) json: bool,
 }
 
 impl LogSink for StandardError {

@@ -54,6 +54,9 @@ pub(super) struct Settings {
     /// Where functions and caches are kept [default: $XDG_DATA_HOME/novum or ~/.local/share/novum]
     #[arg(long, value_name = "DIR", env = "NOVUM_DATA_DIR", hide_env_values = true)]
     data_dir: Option<PathBuf>,
+    /// Where kernels of Linux guests are kept [default: $XDG_CACHE_HOME/novum/kernels or ~/.cache/novum/kernels]
+    #[arg(long, value_name = "DIR", env = "NOVUM_KERNEL_DIR", hide_env_values = true)]
+    kernel_dir: Option<PathBuf>,
     /// Functions may share directories below this one; may be repeated [default: none]
     #[arg(
         long = "allow-share",
@@ -222,6 +225,9 @@ impl Args {
         let data_dir = self.settings.data_dir.clone().or(file.data_dir.clone());
         let data_dir = data_dir.map_or_else(default_data_dir, Ok)?;
         let mut config = ServeConfig::new(data_dir);
+        if let Ok(folder) = super::kernel::default_dir() {
+            config.kernel_dir = folder;
+        }
         file.apply(&mut config)?;
         self.settings.apply(&mut config)?;
         config.check().map_err(crate::server::ServeError::from)?;
@@ -254,6 +260,7 @@ impl Settings {
         if self.port_file.is_some() {
             config.port_file.clone_from(&self.port_file);
         }
+        set(&mut config.kernel_dir, self.kernel_dir.clone());
         let bytes = |size: &Option<Size>| size.as_ref().map(|size| size.0);
         let index = |size: &Option<Size>| bytes(size).map(|n| usize::try_from(n).unwrap_or(usize::MAX));
         set(&mut config.max_payload_bytes, index(&self.max_payload));

@@ -65,7 +65,7 @@ impl<M> Default for Frames<M> {
 }
 
 impl<M: Message + Default> Frames<M> {
-    /// Takes the next bytes of the stream. Call [`Self::next`] until it has nothing before the next ones.
+    /// Takes the next bytes of the stream. Call [`Self::pop`] until it has nothing before the next ones.
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.drain(..std::mem::take(&mut self.done));
         self.bytes.extend_from_slice(bytes);
@@ -75,7 +75,7 @@ impl<M: Message + Default> Frames<M> {
     ///
     /// # Errors
     /// Where the stream is broken; nothing that comes after makes sense then.
-    pub fn next(&mut self) -> Result<Option<M>, FrameError> {
+    pub fn pop(&mut self) -> Result<Option<M>, FrameError> {
         let rest = &self.bytes[self.done..];
         let Some((length, rest)) = rest.split_first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
         let length = u32::from_le_bytes(*length) as usize;
@@ -109,7 +109,7 @@ mod tests {
             let (mut frames, mut seen) = (Frames::<ToGuest>::default(), Vec::new());
             for piece in stream.chunks(size) {
                 frames.push(piece);
-                while let Some(message) = frames.next().unwrap() {
+                while let Some(message) = frames.pop().unwrap() {
                     seen.push(message);
                 }
             }
@@ -121,7 +121,7 @@ mod tests {
     fn a_message_that_is_too_long_is_refused_before_it_comes() {
         let mut frames = Frames::<ToGuest>::default();
         frames.push(&u32::MAX.to_le_bytes());
-        assert_eq!(frames.next(), Err(FrameError::TooLong(u32::MAX as usize)));
+        assert_eq!(frames.pop(), Err(FrameError::TooLong(u32::MAX as usize)));
     }
 
     proptest! {
@@ -130,7 +130,7 @@ mod tests {
             let mut frames = Frames::<ToGuest>::default();
             let length = (bytes.len() as u32).to_le_bytes();
             frames.push(&[&length[..], &bytes].concat());
-            let _ = frames.next();
+            let _ = frames.pop();
         }
     }
 }

@@ -81,12 +81,12 @@ impl Host {
     }
 
     /// The opened device.
-    pub(super) fn kvm(&self) -> &Kvm {
+    pub(crate) fn kvm(&self) -> &Kvm {
         &self.kvm
     }
 
-    /// Whether `syscall` leads to ring 0 here: a software KVM may stay in ring 3.
-    pub(super) fn ring_changes(&self) -> bool {
+    /// Whether `syscall` leads to ring 0 here, which tells hardware virtualization from a KVM that interprets ring 0.
+    pub(crate) fn ring_changes(&self) -> bool {
         self.ring_changes
     }
 

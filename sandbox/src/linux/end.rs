@@ -29,6 +29,22 @@ pub enum End {
     Stopped,
 }
 
+impl End {
+    /// Its kind in one word, for a fault's report.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Exit(_) => "exit",
+            Self::PowerOff => "power-off",
+            Self::Reset => "reset",
+            Self::Panic(_) => "panic",
+            Self::TripleFault { .. } => "triple-fault",
+            Self::Host(_) => "host",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 /// Why a machine could not be made or started.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// /dev/kvm cannot be used; what to do about it.
+    #[error("{0}")]
+    Unavailable(String),
     /// KVM refused something.
     #[error("{doing} failed in KVM")]
     Kvm {

@@ -1,13 +1,13 @@
 //! A running Linux guest: memory, KVM's VM, devices on the buses, vCPU threads.
 
 use std::io::Write;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::VmFd;
 use parking_lot::Mutex;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -27,10 +27,12 @@ use super::end::{End, Ending};
 use super::error::Error;
 use super::layout::{self, MAX_VCPUS, SERIAL_GSI, SERIAL_PORT, SLEEP_CONTROL_PORT, Slot, VIRTIO_MMIO_SIZE};
 use super::memory::{self, Memory};
-use super::sys::{self, ThreadId};
+use super::sys;
 use super::vcpu::{self, Runner};
 use super::virtio::VirtioDevice;
 use super::virtio::mmio::Transport;
+use crate::kvm::sys::KickTarget;
+use crate::kvm::vm::{self, Host};
 use crate::share::Share;
 
 /// What a machine is made of.
@@ -97,8 +99,6 @@ impl Device {
 
 /// Serial ports have eight registers.
 const SERIAL_PORTS: u64 = 8;
-/// How long a kicked thread may take before it is kicked again: a kick between the test of the flag and KVM_RUN is lost.
-const KICK_AGAIN: Duration = Duration::from_millis(5);
 
 /// A guest that was started. Dropping it stops it.
 #[derive(Debug)]
@@ -113,8 +113,7 @@ pub struct Machine {
 #[derive(Debug)]
 struct VcpuThread {
     handle: Option<JoinHandle<()>>,
-    id: ThreadId,
-    ended: Receiver<()>,
+    target: KickTarget,
 }
 
 impl Machine {
@@ -126,17 +125,16 @@ impl Machine {
         if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
             return Err(Error::Config(format!("{} vCPUs: 1 to {MAX_VCPUS} are possible", config.vcpus)));
         }
-        let kvm = Kvm::new().map_err(Error::kvm("opening /dev/kvm"))?;
+        let host = vm::host().map_err(|error| Error::Unavailable(error.to_string()))?;
         let memory = Arc::new(memory::allocate(config.memory_bytes)?);
         let slots = slots(config.devices.len())?;
         let entry = boot::load(&memory, config.memory_bytes, &config.boot, config.vcpus, &slots)?;
-        let vm = Arc::new(create_vm(&kvm, &memory, config.pit)?);
+        let vm = Arc::new(create_vm(host, &memory, config.pit)?);
         let ending = Arc::new(Ending::default());
         let ports = Arc::new(ports(&vm, config.console, &ending)?);
         let mmio = Arc::new(mmio(&vm, &memory, &slots, &config.devices)?);
-        let runners = runners(&kvm, &vm, config.vcpus, &Buses { ports, mmio, ending: ending.clone() })?;
+        let runners = runners(host, &vm, config.vcpus, &Buses { ports, mmio, ending: ending.clone() })?;
         start_state(&runners, &memory, entry)?;
-        sys::install_kick_handler().map_err(Error::host("installing a signal handler"))?;
         let threads = runners.into_iter().map(spawn).collect::<Result<_, Error>>()?;
         Ok(Self { threads, ending, _vm: vm, memory })
     }
@@ -180,14 +178,8 @@ impl Drop for Machine {
     fn drop(&mut self) {
         self.ending.note(End::Stopped);
         for thread in &mut self.threads {
-            // A kick may come just before the thread enters the guest; then the next one gets it out.
-            loop {
-                thread.id.kick();
-                match thread.ended.recv_timeout(KICK_AGAIN) {
-                    Err(RecvTimeoutError::Timeout) => {}
-                    Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
-                }
-            }
+            // The kick stays with the vCPU until its next entry, so it cannot come at the wrong moment.
+            thread.target.kick();
             if let Some(handle) = thread.handle.take() {
                 // A panic there has been printed; the machine goes away either way.
                 let _ = handle.join();
@@ -196,8 +188,8 @@ impl Drop for Machine {
     }
 }
 
-fn create_vm(kvm: &Kvm, memory: &Memory, pit: bool) -> Result<VmFd, Error> {
-    let vm = kvm.create_vm().map_err(Error::kvm("creating a VM"))?;
+fn create_vm(host: &Host, memory: &Memory, pit: bool) -> Result<VmFd, Error> {
+    let vm = host.kvm().create_vm().map_err(Error::kvm("creating a VM"))?;
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(Error::kvm("placing the identity map"))?;
     vm.set_tss_address(layout::KVM_TSS).map_err(Error::kvm("placing the TSS"))?;
     vm.create_irq_chip().map_err(Error::kvm("creating the interrupt controllers"))?;
@@ -251,11 +243,10 @@ struct Buses {
     ending: Arc<Ending>,
 }
 
-fn runners(kvm: &Kvm, vm: &VmFd, count: u8, buses: &Buses) -> Result<Vec<Runner>, Error> {
-    let supported = vcpu::supported_cpuid(kvm)?;
+fn runners(host: &Host, vm: &VmFd, count: u8, buses: &Buses) -> Result<Vec<Runner>, Error> {
     let make = |id: u8| {
         let vcpu = vm.create_vcpu(id.into()).map_err(Error::kvm("creating a vCPU"))?;
-        vcpu::configure(&vcpu, &supported, id, count)?;
+        vcpu::configure(&vcpu, host.cpuid(), id, count)?;
         let Buses { ports, mmio, ending } = buses;
         Ok(Runner { id, vcpu, ports: ports.clone(), mmio: mmio.clone(), ending: ending.clone() })
     };
@@ -268,17 +259,14 @@ fn start_state(runners: &[Runner], memory: &Memory, entry: Entry) -> Result<(), 
 }
 
 fn spawn(runner: Runner) -> Result<VcpuThread, Error> {
-    let (tell_id, id) = channel();
-    let (tell_end, ended) = channel();
+    let (tell, target) = channel();
     let name = format!("vcpu{}", runner.id);
     let work = move || {
-        // Dropped at the end of the thread, however it comes: that is the message.
-        let _tell_end = tell_end;
-        let _ = tell_id.send(ThreadId::own());
+        let _ = tell.send(KickTarget::current());
         runner.run();
     };
     let handle =
         std::thread::Builder::new().name(name).spawn(work).map_err(Error::host("starting a vCPU thread"))?;
-    let id = id.recv().map_err(|_| Error::Config("a vCPU thread ended before it began".into()))?;
-    Ok(VcpuThread { handle: Some(handle), id, ended })
+    let target = target.recv().map_err(|_| Error::Config("a vCPU thread ended before it began".into()))?;
+    Ok(VcpuThread { handle: Some(handle), target })
 }

@@ -10,6 +10,7 @@ pub mod boot;
 mod bus;
 mod devices;
 pub mod end;
+mod engine;
 pub mod error;
 pub mod guest;
 pub mod layout;
@@ -21,5 +22,29 @@ mod virtio;
 
 pub use devices::{balloon, block, console, net, vsock};
 pub use end::End;
+pub use engine::{DEFAULT_PATH, LinuxEngine};
 pub use error::Error;
 pub use machine::{Device, Machine, MachineConfig};
+
+/// Whether this machine can run the engine; `Err` says why not and what to do.
+///
+/// # Errors
+/// What is missing.
+pub fn probe() -> Result<(), String> {
+    let host = crate::kvm::vm::host().map_err(|error| error.to_string())?;
+    if host.ring_changes() { Ok(()) } else { Err(SOFTWARE_KVM.to_owned()) }
+}
+
+/// Why a Linux guest gets nowhere on a KVM without hardware virtualization.
+const SOFTWARE_KVM: &str = "this KVM has no hardware virtualization: it runs programs (ring 3) at full speed, but \
+                            interprets a kernel (ring 0) instruction by instruction, so a Linux guest would hang in its \
+                            boot; use a machine with VT-x or AMD-V (in a cloud: nested virtualization), or the process \
+                            engine, which needs neither";
+
+/// An error with its direct cause in one line.
+pub(crate) fn with_cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}

@@ -1,4 +1,4 @@
-//! The unsafe part of the linux engine: memslots, files mapped into guest memory, signals to vCPU threads.
+//! The unsafe part of the linux engine: memslots, and files mapped into guest memory.
 //!
 //! Each is a call into the kernel that no safe wrapper we know covers; the checks are made here.
 #![allow(unsafe_code)]
@@ -110,39 +110,6 @@ pub(crate) fn resident_bytes(memory: &Memory) -> u64 {
         pages.iter().filter(|page| **page & 1 != 0).count() as u64 * PAGE
     };
     memory.iter().map(resident).sum()
-}
-
-/// The signal that brings a vCPU thread out of KVM_RUN. It does nothing else.
-pub(crate) const KICK: i32 = 12;
-
-/// Installs the empty handler of [`KICK`]; once per process is enough, more does no harm.
-pub(crate) fn install_kick_handler() -> io::Result<()> {
-    extern "C" fn nothing(_: i32) {}
-    // SAFETY: a zeroed sigaction is a valid one (no flags: a blocked system call is not restarted, which is the point);
-    // the handler touches nothing.
-    let result = unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = nothing as *const () as usize;
-        libc::sigaction(libc::SIGRTMIN() + KICK, &raw const action, std::ptr::null_mut())
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// A thread that can be kicked: its kernel id, taken by itself.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ThreadId(i32);
-
-impl ThreadId {
-    /// The calling thread's.
-    pub(crate) fn own() -> Self {
-        Self(rustix::thread::gettid().as_raw_nonzero().get())
-    }
-
-    /// Sends [`KICK`]. A thread that has ended is no error.
-    pub(crate) fn kick(self) {
-        // SAFETY: tgkill takes plain numbers; the handler was installed before the thread began.
-        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.0, libc::SIGRTMIN() + KICK) };
-    }
 }
 
 /// The descriptor of an eventfd for as long as the eventfd lives; its type has no `AsFd`.

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_lapic_state, kvm_msr_entry};
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
+use kvm_bindings::{CpuId, Msrs, kvm_lapic_state, kvm_msr_entry};
+use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::bus::Bus;
 use super::end::{End, Ending};
 use super::error::Error;
+use crate::kvm::sys::KickSlot;
 
 /// CPUID leaf 1, ECX: a hypervisor is there, so kvm-clock is looked for.
 const HYPERVISOR: u32 = 1 << 31;
@@ -28,11 +29,6 @@ const LVT_LINT0: usize = 0x350;
 const LVT_LINT1: usize = 0x360;
 const DELIVER_EXTERNAL: u32 = 0x700;
 const DELIVER_NMI: u32 = 0x400;
-
-/// What the host can show a guest.
-pub(crate) fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, Error> {
-    kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(Error::kvm("asking for the CPUID of a guest"))
-}
 
 /// Everything but the boot state of vCPU `id` of `count`: CPUID, MSRs, local interrupts.
 pub(crate) fn configure(vcpu: &VcpuFd, supported: &CpuId, id: u8, count: u8) -> Result<(), Error> {
@@ -106,11 +102,14 @@ pub(crate) struct Runner {
 impl Runner {
     /// Runs until the machine has ended.
     pub(crate) fn run(mut self) {
+        KickSlot::of(&mut self.vcpu).attach();
         while !self.ending.is_over() {
             if let Err(end) = self.step() {
                 self.ending.note(end);
             }
         }
+        // Before the vCPU is dropped.
+        KickSlot::detach();
     }
 
     /// Into the guest and out again, once.

@@ -64,7 +64,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Channel<S> {
         }
         loop {
             // A message of a newer agent that this host does not know is skipped.
-            match self.frames.next()? {
+            match self.frames.pop()? {
                 Some(ToHost { message: Some(message) }) => return Poll::Ready(Ok(message)),
                 Some(ToHost { message: None }) => continue,
                 None => {}

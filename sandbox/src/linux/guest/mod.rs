@@ -294,6 +294,12 @@ impl Guest {
         }
     }
 
+    /// Whether it has not ended.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.machine.end_now().is_none()
+    }
+
     /// The version of its kernel, as the guest says it.
     #[must_use]
     pub fn kernel_release(&self) -> &str {

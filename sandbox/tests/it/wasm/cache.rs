@@ -14,7 +14,12 @@ use super::programs::{ECHO, spin};
 use super::{Bed, run};
 
 fn engine(cache: &Path) -> WasmEngine {
-    let config = EngineConfig { cache: cache.to_owned(), max_sandboxes: 2, max_memory_bytes: 1 << 20 };
+    let config = EngineConfig {
+        cache: cache.to_owned(),
+        kernels: cache.to_owned(),
+        max_sandboxes: 2,
+        max_memory_bytes: 1 << 20,
+    };
     WasmEngine::new(&config).unwrap()
 }
 

@@ -1,0 +1,388 @@
+//! The engine contract on top of [`Guest`]: a function is a root directory and a command in it; each sandbox is a guest
+//! of its own, booted at its start.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::guest::{
+    BootError, Command, CommandEnd, CommandError, Directory, Guest, GuestConfig, Kernel, Root, Streams,
+};
+use super::layout::PAGE;
+use super::memory::Memory;
+use super::{End, sys};
+use crate::engine::{Engine, ExitStatus, Fault, Image, Invocation, Renewal, Reply, Sandbox, Timings};
+use crate::engines::EngineConfig;
+use crate::error::Error;
+use crate::function::{ArtifactFormat, EngineKind, Function};
+use crate::process::signal::Signal;
+
+/// Least memory of a guest in which a kernel, the agent and a small program have room.
+const LEAST_MEMORY: u64 = 64 << 20;
+/// How long a guest may take to boot; a real one takes well under a second.
+const BOOT_PATIENCE: Duration = Duration::from_secs(60);
+/// Where a program that was deployed alone is put.
+const LONE_PROGRAM_DIR: &str = "app";
+/// Where programs are looked for, unless the manifest says it.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// What the host keeps for a guest beside its memory: threads, rings, KVM's own tables.
+const HOST_BYTES: u64 = 2 << 20;
+
+/// The linux engine.
+#[derive(Debug)]
+pub struct LinuxEngine {
+    kernels: PathBuf,
+    /// Where programs that were deployed alone become directories.
+    programs: PathBuf,
+    max_memory_bytes: u64,
+}
+
+impl LinuxEngine {
+    /// Makes the engine.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where this machine cannot run Linux guests.
+    pub fn new(config: &EngineConfig) -> Result<Self, Error> {
+        super::probe().map_err(|reason| Error::Unavailable { engine: EngineKind::Linux, reason })?;
+        Ok(Self {
+            kernels: config.kernels.clone(),
+            programs: config.cache.join("linux"),
+            max_memory_bytes: config.max_memory_bytes,
+        })
+    }
+
+    fn image(&self, function: &Function) -> Result<LinuxImage, Error> {
+        let manifest = &function.manifest;
+        let refuse = |field: &str, reason: String| Err(Error::Manifest { field: field.into(), reason });
+        let memory = manifest.memory_bytes;
+        if memory < LEAST_MEMORY {
+            return refuse("memory", format!("a Linux guest needs at least 64MiB, not {memory} bytes"));
+        }
+        if memory > self.max_memory_bytes {
+            let limit = self.max_memory_bytes;
+            return refuse("memory", format!("{memory} bytes are more than this gateway's limit of {limit}"));
+        }
+        let unavailable = |reason| Error::Unavailable { engine: EngineKind::Linux, reason };
+        let kernel = Kernel::find(&self.kernels).map_err(|error| unavailable(error.to_string()))?;
+        let (root, program) = self.root(function)?;
+        let directories = manifest.shares.iter().filter(|share| share.target != "/");
+        let directory = |share: &crate::function::Share| Directory {
+            source: share.source.clone(),
+            target: share.target.clone(),
+            read_only: share.read_only,
+        };
+        let mut env: Vec<(String, String)> = manifest.env.clone().into_iter().collect();
+        if !manifest.env.contains_key("PATH") {
+            env.push(("PATH".into(), DEFAULT_PATH.into()));
+        }
+        let args = std::iter::once(program).chain(manifest.args.iter().cloned()).collect();
+        Ok(LinuxImage {
+            guest: GuestConfig {
+                kernel,
+                memory_bytes: memory.next_multiple_of(PAGE),
+                vcpus: 1,
+                root: Root::Layers(root),
+                directories: directories.map(directory).collect(),
+                hostname: manifest.name.to_string(),
+                patience: BOOT_PATIENCE,
+            },
+            command: Command { args, env, ..Command::default() },
+            live: Mutex::default(),
+        })
+    }
+
+    /// The layers of the root, topmost first, and the program's path in it.
+    fn root(&self, function: &Function) -> Result<(Vec<PathBuf>, String), Error> {
+        let manifest = &function.manifest;
+        let refuse =
+            |field: &str, reason: &str| Err(Error::Manifest { field: field.into(), reason: reason.into() });
+        let mut layers = Vec::new();
+        let entry = manifest.entry.trim_start_matches('/');
+        let program = match function.artifact.format {
+            ArtifactFormat::Tar if entry.is_empty() => {
+                return refuse("entry", "must name the program inside of the root directory");
+            }
+            ArtifactFormat::Tar => {
+                layers.push(function.artifact.path.clone());
+                format!("/{entry}")
+            }
+            ArtifactFormat::File => {
+                let name = entry.rsplit('/').next().filter(|name| !name.is_empty());
+                let name = name.unwrap_or(manifest.name.as_str());
+                layers.push(self.lone_program(function, name)?);
+                format!("/{LONE_PROGRAM_DIR}/{name}")
+            }
+        };
+        for share in manifest.shares.iter().filter(|share| share.target == "/") {
+            if !share.read_only {
+                return refuse(
+                    "share",
+                    "a function's root is read-only (what it writes goes to the guest's memory)",
+                );
+            }
+            layers.push(share.source.clone());
+        }
+        if function.artifact.format == ArtifactFormat::File && layers.len() == 1 {
+            return refuse(
+                "share",
+                "a program alone has no root directory: deploy a directory, or share one at `/`",
+            );
+        }
+        Ok((layers, program))
+    }
+
+    /// A directory with nothing but the program in it, named by its digest.
+    fn lone_program(&self, function: &Function, name: &str) -> Result<PathBuf, Error> {
+        let layer = self.programs.join(function.artifact.digest.to_string()).join(name);
+        let program = layer.join(LONE_PROGRAM_DIR).join(name);
+        let make = || -> std::io::Result<()> {
+            let folder = layer.join(LONE_PROGRAM_DIR);
+            std::fs::create_dir_all(&folder)?;
+            let unfinished = tempfile_in(&folder);
+            std::fs::copy(&function.artifact.path, &unfinished)?;
+            make_executable(&unfinished)?;
+            std::fs::rename(&unfinished, &program)
+        };
+        if !program.exists() {
+            make().map_err(|error| Error::host("put the program into a directory", error))?;
+        }
+        Ok(layer)
+    }
+}
+
+/// A name that no other preparation uses.
+fn tempfile_in(folder: &Path) -> PathBuf {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    folder.join(format!(".{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)))
+}
+
+fn make_executable(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))
+}
+
+#[async_trait]
+impl Engine for LinuxEngine {
+    fn kind(&self) -> EngineKind {
+        EngineKind::Linux
+    }
+
+    async fn prepare(&self, function: Arc<Function>) -> Result<Arc<dyn Image>, Error> {
+        Ok(Arc::new(self.image(&function)?))
+    }
+}
+
+/// A function that can be started.
+#[derive(Debug)]
+struct LinuxImage {
+    guest: GuestConfig,
+    command: Command,
+    /// The memory of the living guests.
+    live: Mutex<Vec<Weak<Memory>>>,
+}
+
+impl LinuxImage {
+    async fn boot(&self) -> Result<Guest, Error> {
+        let guest = Guest::boot(self.guest.clone()).await?;
+        let mut live = self.live.lock();
+        live.retain(|memory| memory.strong_count() > 0);
+        live.push(guest.memory());
+        Ok(guest)
+    }
+}
+
+#[async_trait]
+impl Image for LinuxImage {
+    async fn start(self: Arc<Self>) -> Result<Box<dyn Sandbox>, Error> {
+        let guest = self.boot().await?;
+        Ok(Box::new(LinuxSandbox { image: self, guest: Some(guest) }))
+    }
+
+    fn renewal(&self) -> Renewal {
+        Renewal::Restart
+    }
+
+    fn private_bytes(&self) -> u64 {
+        let living: Vec<_> = self.live.lock().iter().filter_map(Weak::upgrade).collect();
+        living.iter().map(|memory| sys::resident_bytes(memory) + HOST_BYTES).sum()
+    }
+}
+
+/// One guest.
+struct LinuxSandbox {
+    image: Arc<LinuxImage>,
+    /// `None` when it has ended, or a command was left running in it.
+    guest: Option<Guest>,
+}
+
+#[async_trait]
+impl Sandbox for LinuxSandbox {
+    async fn invoke(&mut self, call: Invocation) -> Result<Reply, Error> {
+        // Taken out, so that a run that is given up leaves no guest behind.
+        let ended = || Error::host("run the command", "the guest has ended");
+        let mut guest = self.guest.take().ok_or_else(ended)?;
+        let mut command = self.image.command.clone();
+        for (name, value) in call.env {
+            command.env.retain(|(other, _)| *other != name);
+            command.env.push((name, value));
+        }
+        let streams = Streams {
+            input: call.input,
+            output: call.output,
+            log: call.log.clone(),
+            control: None,
+            deadline: call.deadline,
+        };
+        let reply = guest.reply(&command, streams).await?;
+        if guest.is_running() {
+            self.guest = Some(guest);
+        }
+        Ok(reply)
+    }
+
+    async fn reset(&mut self) -> Result<(), Error> {
+        self.guest = None;
+        self.guest = Some(self.image.boot().await?);
+        Ok(())
+    }
+}
+
+impl Guest {
+    /// Runs a command by the contract of all engines: an end of the guest that is its own doing is a fault of the command,
+    /// told apart by its kind (`panic`, `reset`, `power-off`, `triple-fault`, `exit`).
+    ///
+    /// # Errors
+    /// As [`Sandbox::invoke`].
+    pub async fn reply(&mut self, command: &Command, streams: Streams) -> Result<Reply, Error> {
+        let log = streams.log.clone();
+        match self.run(command, streams).await {
+            Ok(done) => {
+                let timings = Timings { resumed: done.started, run: done.run, first_byte: done.first_byte };
+                Ok(Reply { exit: exit_status(done.end), output: Bytes::from(done.output), timings })
+            }
+            Err(CommandError::Ended(end)) if !matches!(end, End::Host(_)) => {
+                let tail = self.console();
+                if !tail.is_empty() {
+                    log.write(format!("novum: the guest's console ended with:\n{tail}\n").as_bytes());
+                }
+                let fault = Fault { kind: end.kind().into(), message: end.to_string() };
+                Ok(Reply {
+                    exit: ExitStatus::Fault(fault),
+                    output: Bytes::new(),
+                    timings: Timings::default(),
+                })
+            }
+            Err(error) => Err(command_error(error, command.args.first().map_or("", String::as_str))),
+        }
+    }
+}
+
+fn exit_status(end: CommandEnd) -> ExitStatus {
+    match end {
+        CommandEnd::Code(code) => ExitStatus::Code(code as i32),
+        CommandEnd::Signal(number) => {
+            let kind = Signal::new(number.into()).map_or_else(|| format!("signal {number}"), Signal::name);
+            let message = format!("the command was ended by {kind}");
+            ExitStatus::Fault(Fault { kind, message })
+        }
+    }
+}
+
+impl From<BootError> for Error {
+    fn from(error: BootError) -> Self {
+        match error {
+            BootError::Share { .. } => {
+                Self::Manifest { field: "share".into(), reason: super::with_cause(&error) }
+            }
+            error => Self::host("boot the guest", error),
+        }
+    }
+}
+
+fn command_error(error: CommandError, program: &str) -> Error {
+    match error {
+        CommandError::NotStarted { reason, .. } => Error::Artifact {
+            engine: EngineKind::Linux,
+            reason: format!("{program} does not start: {reason}"),
+        },
+        CommandError::Deadline { after } => Error::Deadline { after },
+        CommandError::OutputLimit { limit_bytes } => Error::OutputLimit { limit_bytes },
+        CommandError::Cancelled => Error::Cancelled,
+        error => Error::host("run the command", error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use novum_snapshot::Digest;
+
+    use super::*;
+    use crate::function::{Artifact, Manifest, Share};
+
+    fn engine(cache: &Path) -> LinuxEngine {
+        LinuxEngine { kernels: cache.join("none"), programs: cache.join("linux"), max_memory_bytes: 1 << 30 }
+    }
+
+    fn function(format: ArtifactFormat, path: &Path, entry: &str) -> Function {
+        let mut manifest = Manifest::new("f".parse().unwrap());
+        manifest.entry = entry.into();
+        let artifact = Artifact { format, digest: Digest::of(b"x"), path: path.to_owned() };
+        Function { version: 1, manifest, artifact }
+    }
+
+    #[test]
+    fn a_directory_is_the_root_and_shares_at_its_root_lie_below() {
+        let cache = tempfile::tempdir().unwrap();
+        let mut function = function(ArtifactFormat::Tar, Path::new("/deployed"), "bin/run");
+        function.manifest.shares.push(Share {
+            source: "/debian".into(),
+            target: "/".into(),
+            read_only: true,
+        });
+        let (layers, program) = engine(cache.path()).root(&function).unwrap();
+        assert_eq!((layers, program.as_str()), (vec!["/deployed".into(), "/debian".into()], "/bin/run"));
+        function.manifest.shares[0].read_only = false;
+        assert!(
+            matches!(engine(cache.path()).root(&function), Err(Error::Manifest { field, .. }) if field == "share")
+        );
+    }
+
+    #[test]
+    fn a_program_alone_needs_a_root_and_becomes_a_layer() {
+        let cache = tempfile::tempdir().unwrap();
+        let file = cache.path().join("artifact");
+        std::fs::write(&file, "#!/bin/sh\n").unwrap();
+        let mut function = function(ArtifactFormat::File, &file, "dir/tool");
+        assert!(matches!(engine(cache.path()).root(&function), Err(Error::Manifest { .. })));
+        function.manifest.shares.push(Share {
+            source: "/debian".into(),
+            target: "/".into(),
+            read_only: true,
+        });
+        let (layers, program) = engine(cache.path()).root(&function).unwrap();
+        assert_eq!(program, "/app/tool");
+        assert_eq!(std::fs::read(layers[0].join("app/tool")).unwrap(), b"#!/bin/sh\n");
+    }
+
+    #[test]
+    fn without_a_kernel_the_user_is_told_how_to_get_one() {
+        let cache = tempfile::tempdir().unwrap();
+        let function = function(ArtifactFormat::Tar, Path::new("/deployed"), "bin/run");
+        let error = engine(cache.path()).image(&function).unwrap_err();
+        assert!(error.to_string().contains("novum kernel build"), "{error}");
+    }
+
+    #[test]
+    fn ends_are_told_by_their_names() {
+        assert_eq!(exit_status(CommandEnd::Code(3)), ExitStatus::Code(3));
+        let ExitStatus::Fault(fault) = exit_status(CommandEnd::Signal(11)) else {
+            panic!("a signal is a fault")
+        };
+        assert_eq!(fault.kind, "SIGSEGV");
+    }
+}
