@@ -9,6 +9,8 @@
 pub(crate) mod channel;
 mod kernel;
 mod run;
+#[cfg(test)]
+mod tests;
 
 use std::io::Write;
 use std::path::PathBuf;

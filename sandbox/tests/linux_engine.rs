@@ -1,0 +1,147 @@
+//! The engine contract on Linux guests: `cargo xtask rig test --test linux_engine`. Elsewhere the engine refuses at once.
+#![cfg(feature = "vm")]
+
+mod guest;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use novum_sandbox::engines::{self, EngineConfig};
+use novum_sandbox::{
+    Artifact, ArtifactFormat, EngineKind, Error, ExitStatus, Function, Image, Input, Invocation, LogSink,
+    Manifest, Output, Reply, Share,
+};
+use novum_snapshot::Digest;
+
+/// Far above what anything here takes in the rig.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+#[derive(Default)]
+struct Log(Mutex<String>);
+
+impl LogSink for Log {
+    fn write(&self, bytes: &[u8]) {
+        self.0.lock().unwrap().push_str(&String::from_utf8_lossy(bytes));
+    }
+}
+
+fn config(cache: &Path, kernels: PathBuf) -> EngineConfig {
+    EngineConfig { cache: cache.to_owned(), kernels, max_sandboxes: 4, max_memory_bytes: 1 << 30 }
+}
+
+/// A function whose root has `bin/run` with this script, over this machine's `/`.
+async fn image(test: &str, folder: &Path, script: &str) -> Option<Arc<dyn Image>> {
+    let kernels = guest::kernels(test)?.root().to_owned();
+    let (root, program) = (folder.join("root"), folder.join("root/srv/run"));
+    std::fs::create_dir_all(program.parent().unwrap()).unwrap();
+    std::fs::write(&program, format!("#!/bin/sh\n{script}")).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut manifest = Manifest::new("script".parse().unwrap());
+    manifest.entry = "srv/run".into();
+    manifest.args = vec!["one".into()];
+    manifest.shares = vec![Share { source: "/".into(), target: "/".into(), read_only: true }];
+    let artifact = Artifact { format: ArtifactFormat::Tar, digest: Digest::of(b"script"), path: root };
+    let engine = (engines::row(EngineKind::Linux).unwrap().make)(&config(folder, kernels)).unwrap();
+    Some(engine.prepare(Arc::new(Function { version: 1, manifest, artifact })).await.unwrap())
+}
+
+fn call(input: &str, limit_bytes: usize, patience: Duration, log: &Arc<Log>) -> Invocation {
+    Invocation {
+        env: vec![("EXTRA".into(), "more".into())],
+        input: Input::Bytes(Bytes::copy_from_slice(input.as_bytes())),
+        output: Output::Collect { limit_bytes },
+        log: log.clone(),
+        deadline: Instant::now() + patience,
+    }
+}
+
+/// Invokes a fresh sandbox: output, outcome, log.
+async fn invoke(image: &Arc<dyn Image>, call: Invocation) -> Result<Reply, Error> {
+    image.clone().start().await.unwrap().invoke(call).await
+}
+
+#[tokio::test]
+async fn a_function_gets_its_input_arguments_and_environment() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = "tr a-z A-Z; echo $1 $EXTRA $(hostname); echo logged >&2; exit 3";
+    let test = "a_function_gets_its_input_arguments_and_environment";
+    let Some(image) = image(test, folder.path(), script).await else { return };
+    let log = Arc::new(Log::default());
+    let mut sandbox = image.clone().start().await.unwrap();
+    assert!(image.private_bytes() > 8 << 20, "{}", image.private_bytes());
+    let reply = sandbox.invoke(call("abc ", 100, PATIENCE, &log)).await.unwrap();
+    assert_eq!((reply.exit, reply.output.as_ref()), (ExitStatus::Code(3), &b"ABC one more script\n"[..]));
+    assert_eq!(*log.0.lock().unwrap(), "logged\n");
+    assert!(reply.timings.first_byte.unwrap() <= reply.timings.run);
+    drop(sandbox);
+    assert_eq!(image.private_bytes(), 0);
+}
+
+#[tokio::test]
+async fn limits_end_a_run_and_a_reset_forgets_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let script =
+        "read word; [ -e /left ] && echo left; echo > /left; [ $word = loop ] && while :; do :; done; yes";
+    let Some(image) = image("limits_end_a_run_and_a_reset_forgets_it", folder.path(), script).await else {
+        return;
+    };
+    let log = Arc::new(Log::default());
+    let mut sandbox = image.clone().start().await.unwrap();
+    let error = sandbox.invoke(call("loop\n", 100, Duration::from_secs(2), &log)).await.unwrap_err();
+    assert!(matches!(error, Error::Deadline { .. }), "{error}");
+    sandbox.reset().await.unwrap();
+    let error = sandbox.invoke(call("yes\n", 100, PATIENCE, &log)).await.unwrap_err();
+    assert!(matches!(error, Error::OutputLimit { limit_bytes: 100 }), "{error}");
+    assert!(!folder.path().join("root/left").exists());
+    // A caller that goes away: the future is dropped, and with the sandbox the guest.
+    sandbox.reset().await.unwrap();
+    let short = Duration::from_millis(500);
+    let run = tokio::time::timeout(short, sandbox.invoke(call("loop\n", 100, PATIENCE, &log))).await;
+    assert!(run.is_err());
+    drop(sandbox);
+    assert_eq!(image.private_bytes(), 0);
+}
+
+#[tokio::test]
+async fn ends_of_the_guest_are_faults_with_their_own_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = "read what
+        case $what in
+            signal) kill -SEGV $$ ;;
+            panic) echo 2 > /proc/sys/vm/panic_on_oom; tail /dev/zero ;;
+            reset) python3 -c 'import ctypes; ctypes.CDLL(None).reboot(0x1234567)' ;;
+        esac";
+    let test = "ends_of_the_guest_are_faults_with_their_own_names";
+    let Some(image) = image(test, folder.path(), script).await else { return };
+    for (what, kind, message) in
+        [("signal", "SIGSEGV", "SIGSEGV"), ("panic", "panic", "Out of memory"), ("reset", "reset", "reset")]
+    {
+        let log = Arc::new(Log::default());
+        let reply = invoke(&image, call(&format!("{what}\n"), 100, PATIENCE, &log)).await.unwrap();
+        let ExitStatus::Fault(fault) = reply.exit else { panic!("{what}: {:?}", reply.exit) };
+        assert_eq!(fault.kind, kind);
+        assert!(fault.message.contains(message), "{}", fault.message);
+    }
+}
+
+#[test]
+fn without_hardware_virtualization_the_engine_refuses_with_advice() {
+    if std::env::var_os("NOVUM_RIG").is_some() {
+        return;
+    }
+    let row = engines::row(EngineKind::Linux).unwrap();
+    match (row.probe)() {
+        // A machine with hardware virtualization.
+        Ok(()) => {}
+        Err(reason) if Path::new("/dev/kvm").exists() => {
+            assert!(reason.contains("hardware virtualization"), "{reason}");
+            let folder = tempfile::tempdir().unwrap();
+            let error = (row.make)(&config(folder.path(), folder.path().into())).err().unwrap();
+            assert!(matches!(error, Error::Unavailable { engine: EngineKind::Linux, .. }), "{error}");
+        }
+        Err(reason) => assert!(!reason.is_empty()),
+    }
+}
