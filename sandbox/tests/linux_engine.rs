@@ -111,7 +111,10 @@ async fn ends_of_the_guest_are_faults_with_their_own_names() {
     let script = "read what
         case $what in
             signal) kill -SEGV $$ ;;
-            panic) echo 2 > /proc/sys/vm/panic_on_oom; tail /dev/zero ;;
+            panic)
+                echo 2 > /proc/sys/vm/panic_on_oom; echo 1 > /proc/sys/vm/overcommit_memory
+                # MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE
+                python3 -c 'import mmap; mmap.mmap(-1, 400 << 20, flags=0x8022)' ;;
             reset) python3 -c 'import ctypes; ctypes.CDLL(None).reboot(0x1234567)' ;;
         esac";
     let test = "ends_of_the_guest_are_faults_with_their_own_names";
