@@ -17,7 +17,7 @@ use novum_sandbox::{
 use novum_snapshot::Digest;
 
 /// Far above what anything here takes in the rig.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 #[derive(Default)]
 struct Log(Mutex<String>);

@@ -18,7 +18,7 @@ use novum_sandbox::{Input, LogSink, Output};
 use tokio::sync::mpsc;
 
 /// Far above what anything here takes in the rig.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(600);
 /// As Linux numbers it.
 const RLIMIT_NOFILE: u32 = 7;
 

@@ -37,7 +37,7 @@ pub(super) struct Options {
 /// A guest's memory where nobody says it: pages cost nothing until the guest touches them.
 const MEMORY_BYTES: u64 = 512 << 20;
 /// How long a boot may take.
-const BOOT_PATIENCE: Duration = Duration::from_secs(60);
+const BOOT_PATIENCE: Duration = Duration::from_secs(120);
 /// With --force: a KVM without hardware virtualization is some hundred times slower.
 const FORCED_PATIENCE: Duration = Duration::from_secs(3600);
 

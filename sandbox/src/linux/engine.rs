@@ -24,7 +24,7 @@ use crate::process::signal::Signal;
 /// Least memory of a guest in which a kernel, the agent and a small program have room.
 const LEAST_MEMORY: u64 = 64 << 20;
 /// How long a guest may take to boot; a real one takes well under a second.
-const BOOT_PATIENCE: Duration = Duration::from_secs(60);
+const BOOT_PATIENCE: Duration = Duration::from_secs(120);
 /// Where a program that was deployed alone is put.
 const LONE_PROGRAM_DIR: &str = "app";
 /// Where programs are looked for, unless the manifest says it.

@@ -14,7 +14,7 @@ use novum_sandbox::linux::layout::EXIT_PORT;
 use novum_sandbox::linux::{Device, End, Machine, MachineConfig};
 
 /// Far above what a boot takes in the rig.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The cache of kernels, where guests can run: only where ring 0 runs on the processor. The rig says so.
 pub(crate) fn kernels(test: &str) -> Option<Cache> {
