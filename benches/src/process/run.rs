@@ -89,7 +89,12 @@ impl Deployed {
     /// Deploys it; what the engine keeps goes below `cache`.
     pub(super) fn new(program: &Program, cache: &Path) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let config = EngineConfig { cache: cache.to_owned(), max_sandboxes: 16, max_memory_bytes: MEMORY };
+        let config = EngineConfig {
+            cache: cache.to_owned(),
+            kernels: cache.to_owned(),
+            max_sandboxes: 16,
+            max_memory_bytes: MEMORY,
+        };
         let engine = ProcessEngine::new(&config)?;
         let mut manifest = Manifest::new("bench".parse()?);
         manifest.args.clone_from(&program.args);

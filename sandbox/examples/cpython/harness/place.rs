@@ -110,8 +110,12 @@ fn native(job: &Job<'_>) -> Result<Ended> {
 
 async fn inside(job: &Job<'_>) -> Result<Ended> {
     let log = Arc::new(Log::default());
-    let config =
-        EngineConfig { cache: std::env::temp_dir(), max_sandboxes: 1, max_memory_bytes: MEMORY_BYTES };
+    let config = EngineConfig {
+        cache: std::env::temp_dir(),
+        kernels: std::env::temp_dir(),
+        max_sandboxes: 1,
+        max_memory_bytes: MEMORY_BYTES,
+    };
     let image = ProcessEngine::new(&config)?.prepare(Arc::new(function(job))).await?;
     // Nobody reads what tests print.
     let (sender, mut receiver) = tokio::sync::mpsc::channel(16);

@@ -50,8 +50,12 @@ async fn invoke(
     started: &mut Instant,
 ) -> Result<Reply, novum_sandbox::Error> {
     let memory_bytes = plan.memory_mib << 20;
-    let config =
-        EngineConfig { cache: std::env::temp_dir(), max_sandboxes: 1, max_memory_bytes: memory_bytes };
+    let config = EngineConfig {
+        cache: std::env::temp_dir(),
+        kernels: std::env::temp_dir(),
+        max_sandboxes: 1,
+        max_memory_bytes: memory_bytes,
+    };
     let engine = ProcessEngine::new(&config)?;
     let image = engine.prepare(Arc::new(function(plan, work, memory_bytes))).await?;
     *started = Instant::now();

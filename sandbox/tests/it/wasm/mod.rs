@@ -50,7 +50,7 @@ impl Bed {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = EngineConfig {
-            kernels: PathBuf::new(),
+            kernels: dir.path().join("kernels"),
             cache: dir.path().join("cache"),
             max_sandboxes: SANDBOXES,
             max_memory_bytes: 1 << 30,
