@@ -48,7 +48,12 @@ impl Deployed {
         (row.probe)().map_err(anyhow::Error::msg)?;
         let cache = scratch.join(format!("cache-{}", kind.as_str()));
         std::fs::create_dir_all(&cache)?;
-        let config = EngineConfig { cache, max_sandboxes: MAX_SANDBOXES, max_memory_bytes: MEMORY };
+        let config = EngineConfig {
+            kernels: cache.join("kernels"),
+            cache,
+            max_sandboxes: MAX_SANDBOXES,
+            max_memory_bytes: MEMORY,
+        };
         Ok(Self { engine: (row.make)(&config)?, program, scratch: scratch.to_owned() })
     }
 
