@@ -23,9 +23,12 @@ use report::{Column, Record, Report};
 /// Runs unmodified programs natively and in the process engine and compares what they write and how they end
 #[derive(Parser)]
 struct Arguments {
-    /// Only cases with this in their name, package or program
-    #[arg(long)]
-    filter: Option<String>,
+    /// Only cases with one of these words in their name, package or program
+    #[arg(long, value_delimiter = ',')]
+    filter: Vec<String>,
+    /// No cases with one of these words there
+    #[arg(long, value_delimiter = ',')]
+    without: Vec<String>,
     /// Only the cases that the default tests run
     #[arg(long)]
     quick: bool,
@@ -44,8 +47,8 @@ struct Arguments {
     /// Write the table here; with `--column` nothing is run
     #[arg(long)]
     markdown: Option<PathBuf>,
-    /// A column of the table: its title and a file written by `--json`
-    #[arg(long, value_name = "TITLE=FILE")]
+    /// A column of the table: its title and files written by `--json`
+    #[arg(long, value_name = "TITLE=FILE,...")]
     column: Vec<Column>,
     /// Multiplies every case's time limit, for machines that are emulated
     #[arg(long, default_value_t = 1)]
@@ -69,10 +72,6 @@ fn main() -> Result<ExitCode> {
     }
     let report = run(&cases, &chosen, &arguments)?;
     println!("{}", report.summary());
-    if let Some(path) = &arguments.json {
-        let text = serde_json::to_string_pretty(&report)?;
-        std::fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
-    }
     if let Some(path) = &arguments.markdown {
         report::write_markdown(
             path,
@@ -84,8 +83,9 @@ fn main() -> Result<ExitCode> {
 }
 
 fn is_chosen(case: &Case, arguments: &Arguments) -> bool {
-    let named = |word: &String| [&case.name, &case.package, &case.run].iter().any(|of| of.contains(word));
-    arguments.filter.as_ref().is_none_or(named) && (case.quick || !arguments.quick)
+    let has = |word: &String| [&case.name, &case.package, &case.run].iter().any(|of| of.contains(word));
+    let Arguments { filter, without, quick, .. } = arguments;
+    (filter.is_empty() || filter.iter().any(has)) && !without.iter().any(has) && (case.quick || !quick)
 }
 
 fn run(cases: &Cases, chosen: &[&Case], arguments: &Arguments) -> Result<Report> {
@@ -94,7 +94,7 @@ fn run(cases: &Cases, chosen: &[&Case], arguments: &Arguments) -> Result<Report>
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let mut work = Work::lock(cases)?;
     work.patience = arguments.patience;
-    let mut records = Vec::new();
+    let mut report = Report::new();
     for case in chosen {
         counters.clear();
         let mut verdict = work.build(cases, case)?;
@@ -104,7 +104,12 @@ fn run(cases: &Cases, chosen: &[&Case], arguments: &Arguments) -> Result<Report>
         let verdict = verdict.unwrap_or(Verdict::Missing(case.run.clone()));
         let record = Record::new(case, &verdict, counters.take());
         println!("{}", record.line(arguments.verbose));
-        records.push(record);
+        report.add(record);
+        if let Some(path) = &arguments.json {
+            // After every case: a run that is stopped has found something too.
+            let text = serde_json::to_string_pretty(&report)?;
+            std::fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
+        }
     }
-    Ok(Report::new(records))
+    Ok(report)
 }

@@ -77,16 +77,21 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// With the machine's description.
-    pub(crate) fn new(records: Vec<Record>) -> Self {
+    /// With the machine's description, and nothing found yet.
+    pub(crate) fn new() -> Self {
         let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
         Self {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             cpu: cpu.trim_start_matches(['\t', ' ', ':']).to_owned(),
             commit: commit(),
-            records,
+            records: Vec::new(),
         }
+    }
+
+    /// With one more record.
+    pub(crate) fn add(&mut self, record: Record) {
+        self.records.push(record);
     }
 
     fn count(&self, result: &str) -> usize {
@@ -132,10 +137,21 @@ impl FromStr for Column {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (title, file) = text.split_once('=').context("must be TITLE=FILE")?;
-        let text = std::fs::read_to_string(file).with_context(|| format!("read {file}"))?;
-        Ok(Self { title: title.to_owned(), report: serde_json::from_str(&text).context("not a result")? })
+        let (title, files) = text.split_once('=').context("must be TITLE=FILE,...")?;
+        let mut reports = files.split(',').map(read);
+        let mut report = reports.next().context("no file")??;
+        for other in reports {
+            let others = other?.records.into_iter();
+            let new: Vec<Record> = others.filter(|record| report.record(&record.name).is_none()).collect();
+            report.records.extend(new);
+        }
+        Ok(Self { title: title.to_owned(), report })
     }
+}
+
+fn read(file: &str) -> Result<Report> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("read {file}"))?;
+    serde_json::from_str(&text).with_context(|| format!("{file} is no result"))
 }
 
 /// Between these lines of a page stands the table.

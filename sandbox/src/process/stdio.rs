@@ -176,6 +176,10 @@ impl Console for Stdio {
         if self.pending.is_empty() { None } else { Some(self.pending.len()) }
     }
 
+    fn is_complete(&mut self) -> bool {
+        self.fill() && self.stream.as_ref().is_none_or(|stream| stream.is_closed() && stream.is_empty())
+    }
+
     fn write(&mut self, stream: Stream, bytes: &[u8]) -> ConsoleWrite {
         match stream {
             Stream::Output => self.write_output(bytes),
@@ -212,8 +216,9 @@ mod tests {
         assert_eq!(stdio.read(4), ConsoleRead::Empty);
         sender.try_send(Bytes::from_static(b"abcdef")).unwrap();
         assert_eq!(stdio.read(4), ConsoleRead::Data(Bytes::from_static(b"abcd")));
+        assert!(!stdio.is_complete());
         drop(sender);
-        assert_eq!(stdio.pending(), Some(2));
+        assert_eq!((stdio.pending(), stdio.is_complete()), (Some(2), true));
         assert_eq!(stdio.read(4), ConsoleRead::Data(Bytes::from_static(b"ef")));
         assert_eq!((stdio.read(4), stdio.pending()), (ConsoleRead::End, None));
     }

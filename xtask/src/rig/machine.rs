@@ -82,7 +82,7 @@ fn command(args: &MachineArgs, stock: &Stock, initrd: &Path, job: &Job) -> Comma
     // q35, because the smaller `microvm` hangs now and then.
     qemu.args(["-M", "q35", "-cpu", "max,+svm,+npt", "-nodefaults", "-no-reboot", "-display", "none"]);
     qemu.args(["-smp", &args.cpus.to_string(), "-m", &args.memory.to_string()]);
-    let append = "console=ttyS0 panic=-1 loglevel=4 mitigations=off nokaslr";
+    let append = "console=ttyS0 panic=-1 loglevel=4 mitigations=off nokaslr no_timer_check";
     qemu.arg("-kernel").arg(&stock.kernel).arg("-initrd").arg(initrd).args(["-append", append]);
     share(&mut qemu, "host", Path::new("/"), ",readonly=on");
     job.shares.iter().enumerate().for_each(|(number, path)| share(&mut qemu, &tag(number), path, ""));

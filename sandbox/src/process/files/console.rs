@@ -34,6 +34,11 @@ pub trait Console: Send {
     /// Bytes that could be read now; `None` at the end.
     fn pending(&mut self) -> Option<usize>;
 
+    /// Whether nothing will come after what is [pending](Self::pending): the other end has hung up.
+    fn is_complete(&mut self) -> bool {
+        self.pending().is_none()
+    }
+
     /// Gives bytes to standard output or to the log.
     fn write(&mut self, stream: Stream, bytes: &[u8]) -> ConsoleWrite;
 

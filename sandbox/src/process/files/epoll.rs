@@ -120,10 +120,9 @@ impl Files {
         if stream != Stream::Input {
             return Ready { events: when(self.console.writable(stream), OUT), stamp, need: Need::OUTPUT };
         }
-        let events = match self.console.pending() {
-            None => IN | HUP,
-            Some(n) => when(n > 0, IN),
-        };
+        // A pipe whose writer is gone: the end alone is no input.
+        let has_bytes = self.console.pending().is_some_and(|bytes| bytes > 0);
+        let events = when(has_bytes, IN) | when(self.console.is_complete(), HUP);
         Ready { events, stamp, need: Need::INPUT }
     }
 
