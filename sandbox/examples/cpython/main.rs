@@ -105,12 +105,14 @@ fn choose(arguments: &Arguments) -> Result<Vec<&'static Module>> {
     arguments.modules.iter().map(|name| find(name).with_context(|| format!("no module {name}"))).collect()
 }
 
-/// What runs of `chosen` found, in the order of the list.
+/// What runs of `chosen` found, in the order of the list; of two runs of a module the later file's counts.
 fn read(files: &[PathBuf], chosen: &[&Module]) -> Result<Vec<Compared>> {
     let mut all: Vec<Compared> = Vec::new();
     for file in files {
         let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-        all.extend(serde_json::from_str::<Vec<Compared>>(&text)?);
+        let more: Vec<Compared> = serde_json::from_str(&text)?;
+        all.retain(|old| more.iter().all(|new| new.module != old.module));
+        all.extend(more);
     }
     let place = |name: &str| chosen.iter().position(|module| module.name == name);
     all.retain(|compared| place(&compared.module).is_some());

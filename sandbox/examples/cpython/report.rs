@@ -54,6 +54,7 @@ pub(crate) fn write_markdown(path: &Path, modules: &[Compared]) -> Result<()> {
     totals(&mut text, modules);
     table(&mut text, modules);
     differences(&mut text, modules);
+    text.push_str(FOUND);
     std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
 }
 
@@ -72,6 +73,19 @@ that `python3 -m test` asks for by `-u` (network, large files, much time) are of
 alone, in the same place, and the second verdict counts. The list of modules, with what is left out, is
 `sandbox/examples/cpython/harness/modules.rs`.
 
+";
+
+const FOUND: &str = "
+## What these tests found
+
+Each of these is mended, with a test of its own in `sandbox/tests/it/process`:
+
+- A blocked thread's wait (a sleep, a lock with a time limit, `poll` on standard input) did not end while another thread ran
+  without making calls (`test_queue`, `test_threading`).
+- `setrlimit` was not served and `prlimit` changed nothing.
+- `setuid`, `setresuid`, `setgroups` and their like, `getpriority` and the scheduling calls were not served (`test_posix`, `test_os`).
+- `splice` was refused (`test_os`).
+- A write to a full pipe came back short instead of waiting (`test_io`).
 ";
 
 fn totals(text: &mut String, modules: &[Compared]) {
@@ -147,7 +161,8 @@ fn differences(text: &mut String, modules: &[Compared]) {
         (
             Why::Share,
             "On a share",
-            "Run again in the sandbox's private layer, these do as natively; files of a share keep their owner and get no set-ID bits.",
+            "Run again in the sandbox's private layer, these do as natively. Files of a share keep their owner (`EPERM`) and get no \
+             set-ID bits; `tarfile` gives up a file's mode and time with its owner.",
         ),
         (Why::Skips, "Skipped inside", "The test looks at what it runs on, and skips itself."),
         (Why::Native, "Other than passed natively", "Failed or skipped natively and passed inside."),
@@ -170,17 +185,17 @@ fn part(text: &mut String, module: &Compared, why: Why) {
     let mut names: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for difference in module.differences.iter().filter(|difference| difference.why == why) {
         let name = difference.test.strip_prefix(&prefix).unwrap_or(&difference.test);
-        names.entry(&difference.reason).or_default().push(format!("`{name}`"));
+        let reason = if says_all(why) { "" } else { difference.reason.as_str() };
+        names.entry(reason).or_default().push(format!("`{name}`"));
     }
     for (reason, names) in names {
         let shown: String = reason.replace('|', "\\|").chars().take(200).collect();
-        match why {
-            Why::Processes | Why::Network => {
-                let _ = writeln!(text, "- {} ({}): {}", module.module, names.len(), names.join(", "));
-            }
-            _ => {
-                let _ = writeln!(text, "- {}: {}: {shown}", module.module, names.join(", "));
-            }
-        }
+        let shown = if shown.is_empty() { shown } else { format!(": {shown}") };
+        let _ = writeln!(text, "- {} ({}): {}{shown}", module.module, names.len(), names.join(", "));
     }
+}
+
+/// Whether the part's title is the reason of every test in it.
+fn says_all(why: Why) -> bool {
+    matches!(why, Why::Processes | Why::Network | Why::Share)
 }

@@ -142,3 +142,40 @@ impl Records {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_ended_in_a_test_says_in_which() {
+        let text = concat!(
+            r#"{"start": "a"}"#,
+            "\n",
+            r#"{"test": "a", "verdict": "pass", "why": "", "needs": null}"#,
+            "\n",
+            r#"{"start": "b"}"#,
+            "\n",
+            r#"{"attempt": "processes"}"#,
+            "\n",
+            r#"{"test": "b", "verd"#,
+        );
+        let records = Records::parse(text);
+        assert_eq!(records.tests["a"].verdict, Verdict::Pass);
+        assert_eq!(records.unfinished.as_deref(), Some("b"));
+        assert_eq!((records.attempt, records.done), (Some(Lack::Processes), false));
+    }
+
+    #[test]
+    fn of_two_verdicts_the_worse_one_counts() {
+        let line = |verdict| format!(r#"{{"test": "a", "verdict": "{verdict}", "why": "", "needs": null}}"#);
+        let records = Records::parse(&format!("{}\n{}\n{}\n", line("pass"), line("fail"), line("pass")));
+        assert_eq!(records.tests["a"].verdict, Verdict::Fail);
+    }
+
+    #[test]
+    fn a_reason_is_the_last_line_that_is_not_indented() {
+        let why = "Traceback (most recent call last):\n  File \"x\"\nOSError: [Errno 38] no\n\n";
+        assert_eq!(Outcome::died(why.to_owned(), None).reason(), "OSError: [Errno 38] no");
+    }
+}
