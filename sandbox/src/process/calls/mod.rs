@@ -8,6 +8,7 @@
 //! again from the start, with the same arguments, once what it waits for may have come (see [`Wait`]).
 
 mod attributes;
+mod children;
 pub(crate) mod credentials;
 mod dirs;
 mod fcntl;
@@ -71,6 +72,7 @@ pub(crate) type Entry = (libc::c_long, Handler);
 const FAMILIES: &[&[Entry]] = &[
     memory::CALLS,
     identity::CALLS,
+    children::CALLS,
     credentials::CALLS,
     limits::CALLS,
     sched::CALLS,

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define SHOW(call) (errno = 0, printf("%s = %ld (%s)\n", #call, (long)(call), strerror(errno)))
@@ -52,6 +53,20 @@ int main(void) {
     SHOW(setpriority(PRIO_PROCESS, 0, 100));
     SHOW(getpriority(PRIO_PROCESS, 0));
     SHOW(getpriority(9, 0));
+
+    // No children: wait(2).
+    siginfo_t info;
+    SHOW(wait(0));
+    SHOW(waitpid(-1, 0, WNOHANG));
+    SHOW(waitpid(1 << 29, 0, 0));
+    SHOW(waitpid(-1, 0, 0x100));
+    SHOW(waitid(P_ALL, 0, &info, WEXITED));
+    SHOW(waitid(P_PID, 1 << 29, &info, WEXITED | WNOHANG));
+    SHOW(waitid(P_PID, -1, &info, WEXITED));
+    SHOW(waitid(P_ALL, 0, &info, WNOHANG));
+    SHOW(waitid(77, 0, &info, WEXITED));
+    SHOW(setpgid(0, -1));
+    SHOW(setpgid(1 << 29, 0));
 
     gid_t groups[] = {7, 5, 6}, got[8] = {0};
     SHOW(setgroups(3, groups));
