@@ -94,6 +94,7 @@ class Result(unittest.TestResult):
     def startTest(self, test):
         super().startTest(test)
         self.verdict = ("pass", "", None)
+        self.attempts.first = None
         self.records.put(start=test.id())
         _dump_later(self.seconds, exit=True)
 

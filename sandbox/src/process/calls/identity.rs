@@ -23,6 +23,10 @@ pub(super) const CALLS: &[Entry] = &[
     (libc::SYS_prctl, prctl),
     (libc::SYS_set_tid_address, set_tid_address),
     (libc::SYS_sysinfo, sysinfo),
+    // The machine is not the program's to change, nor is its root directory.
+    (libc::SYS_sethostname, |_, _| Err(Errno::PERM)),
+    (libc::SYS_setdomainname, |_, _| Err(Errno::PERM)),
+    (libc::SYS_chroot, |_, _| Err(Errno::PERM)),
     (libc::SYS_personality, |_, _| Ok(Outcome::ZERO)),
     // Every C library asks and does without: with one CPU there is nothing to gain, and no need to tell the user.
     (libc::SYS_rseq, |_, _| Err(Errno::NOSYS)),
