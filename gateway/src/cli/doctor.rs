@@ -29,7 +29,8 @@ pub(super) struct Args {
 
 pub(super) fn run(global: &Global, args: &Args) -> Result<u8, Error> {
     let data_dir = args.data_dir.clone().map_or_else(super::serve::default_data_dir, Ok)?;
-    let report = doctor::examine(&Context { data_dir, listen: args.listen.clone() });
+    let kernel_dir = super::kernel::default_dir().unwrap_or_else(|_| data_dir.join("kernels"));
+    let report = doctor::examine(&Context { data_dir, listen: args.listen.clone(), kernel_dir });
     match global.json {
         true => output::json_line(&report_json(&report))?,
         false => show(&report)?,

@@ -62,6 +62,23 @@ pub(super) fn memory(_: &Context) -> Finding {
     }
 }
 
+/// Kernels that `novum kernel` has made or taken over.
+pub(super) fn guest_kernels(context: &Context) -> Finding {
+    let folder = &context.kernel_dir;
+    let cache = novum_kernel::Cache::new(folder);
+    let built = novum_kernel::build::built(&cache).map(|kernel| kernel.folder);
+    let imported = novum_kernel::import::imported(&cache).into_iter().map(|kernel| kernel.folder);
+    let name = |path: std::path::PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let names: Vec<String> = built.into_iter().chain(imported).map(name).collect();
+    match names.is_empty() {
+        false => Finding::good(format!("{} in {}", names.join(", "), folder.display())),
+        true => Finding::poor(
+            format!("none in {}", folder.display()),
+            "novum kernel build (some minutes, once), or take over a distribution's: novum kernel import",
+        ),
+    }
+}
+
 /// The ioctl came with Linux 6.7 (include/uapi/linux/fs.h).
 pub(super) fn pagemap_scan(_: &Context) -> Finding {
     match kernel_version() {

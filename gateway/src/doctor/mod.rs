@@ -80,6 +80,8 @@ pub struct Context {
     pub data_dir: PathBuf,
     /// Where a gateway would listen.
     pub listen: Listen,
+    /// Where kernels of Linux guests are kept.
+    pub kernel_dir: PathBuf,
 }
 
 /// One check.
@@ -99,6 +101,7 @@ pub const CHECKS: &[Check] = &[
     Check { name: "memory", about: "memory for sandboxes", run: checks::memory },
     Check { name: "kvm", about: "process and linux engines", run: kvm::device },
     Check { name: "kvm-speed", about: "what its KVM is good for", run: kvm::speed },
+    Check { name: "guest-kernels", about: "linux engine", run: checks::guest_kernels },
     Check { name: "pagemap-scan", about: "fast reset of Wasm memory", run: checks::pagemap_scan },
     Check { name: "openat2", about: "shared directories", run: checks::openat2 },
     Check { name: "huge-pages", about: "cheaper page faults in microVMs", run: checks::huge_pages },
@@ -152,7 +155,11 @@ mod tests {
     #[test]
     fn every_check_says_something_and_bad_ones_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
-        let context = Context { data_dir: dir.path().join("a/b"), listen: "127.0.0.1:0".parse().unwrap() };
+        let context = Context {
+            data_dir: dir.path().join("a/b"),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            kernel_dir: dir.path().join("a/kernels"),
+        };
         let report = examine(&context);
         for (name, _, finding) in &report.checks {
             assert!(!finding.detail.is_empty(), "{name}");
