@@ -259,7 +259,27 @@ impl Vcpu {
             Exit::Interrupted if rip == CALL_STUB + OUT_BYTES => Place::Call,
             _ => Place::Program,
         };
+        if exit == Exit::Privileged {
+            self.abandon_access();
+        }
         exit
+    }
+
+    /// Ends the access to a port or device in which KVM stands. KVM wants to finish it when the vCPU runs on, and then puts
+    /// the instruction's registers over those that we set in between (Linux Documentation/virt/kvm/api.rst §5, KVM_EXIT_IO).
+    fn abandon_access(&mut self) {
+        /// Pieces of one string instruction; more than one only until its counter is seen to be 1.
+        const PIECES: usize = 16;
+        let before = self.regs();
+        for _ in 0..PIECES {
+            self.regs_mut().rcx = 1;
+            self.fd.set_kvm_immediate_exit(1);
+            if self.fd.run().is_err() {
+                break;
+            }
+        }
+        // That stays set, because a signal may have set it too: the next run is interrupted, and whoever asked for it is served.
+        *self.regs_mut() = before;
     }
 
     fn classify(&mut self, exit: Raw, rip: u64) -> Exit {

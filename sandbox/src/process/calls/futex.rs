@@ -36,6 +36,11 @@ fn futex(process: &mut Process, args: Args) -> Result<Outcome, Errno> {
     if !address.is_multiple_of(4) {
         return Err(Errno::INVAL);
     }
+    // The program's half of the address space, mapped or not.
+    let two = matches!(operation & COMMAND, REQUEUE | CMP_REQUEUE | WAKE_OP);
+    if (address as i64) < 0 || two && (second as i64) < 0 {
+        return Err(Errno::FAULT);
+    }
     let most = (value as i32).max(0) as u32;
     match operation & COMMAND {
         WAIT => wait(process, args, ANY, false),

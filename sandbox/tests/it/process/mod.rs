@@ -2,6 +2,7 @@
 
 mod cpython;
 mod files;
+mod hostile;
 mod images;
 mod programs;
 mod static_programs;
