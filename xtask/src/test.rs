@@ -34,6 +34,7 @@ const IN_THE_RIG: &[&[&str]] = &[
         "process::run",
         "process::programs",
         "process::static_programs",
+        "process::hostile::odd",
     ],
     &[
         "--timeout",

@@ -71,7 +71,11 @@ impl XsaveArea {
 
     /// Writes them.
     pub(crate) fn set(&self, vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
-        let area = kvm_xsave { region: *self.0, ..kvm_xsave::default() };
+        /// The word of MXCSR, and the bits that every processor takes. An emulated one may have let a program set others.
+        const MXCSR: (usize, u32) = (6, 0xffff);
+        let mut region = *self.0;
+        region[MXCSR.0] &= MXCSR.1;
+        let area = kvm_xsave { region, ..kvm_xsave::default() };
         // SAFETY: KVM reads as many bytes as KVM_CAP_XSAVE2 says, which is `kvm_xsave`'s 4096 unless the process asked the
         // kernel for AMX, which we never do.
         unsafe { vcpu.set_xsave(&area) }

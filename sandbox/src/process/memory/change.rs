@@ -34,6 +34,7 @@ impl AddressSpace {
     /// `munmap(2)`.
     pub(crate) fn unmap(&mut self, start: u64, len: u64) -> Result<(), Errno> {
         let end = range(start, len)?;
+        self.check_cuts(start, end)?;
         self.touch_mappings(start, end);
         let removed = self.vmas.remove(start, end);
         for (at, vma) in removed.iter().filter(|(_, vma)| vma.placed) {
@@ -75,6 +76,7 @@ impl AddressSpace {
             return Err(Errno::NOMEM);
         }
         self.check_room(more, true)?;
+        self.check_cuts(start, end)?;
         let placed = old.placed;
         self.touch_mappings(start, end);
         if placed {

@@ -13,8 +13,9 @@ use super::{AddressSpace, Heap, Run};
 use crate::kvm::layout::{LARGE_PAGE, PAGE, USER_END, USER_START};
 use crate::kvm::sys::{Advice, Backing, Pages, Protection};
 
-/// Linux's default for `vm.max_map_count`.
-const MAX_MAPPINGS: usize = 65_530;
+/// Most mappings of a program: an eighth of Linux's default for `vm.max_map_count`, because each is one of the host's, whose
+/// limit counts for all sandboxes of this process together.
+const MAX_MAPPINGS: usize = 8_190;
 /// First address that `MAP_32BIT` does not use.
 const END_32BIT: u64 = 0x8000_0000;
 const START_32BIT: u64 = 0x4000_0000;
@@ -135,6 +136,13 @@ impl AddressSpace {
             let _ = self.populate(start, start + len);
         }
         Ok(start)
+    }
+
+    /// Refuses to cut mappings at `start` and `end` into more pieces than there may be.
+    pub(super) fn check_cuts(&self, start: u64, end: u64) -> Result<(), Errno> {
+        let cuts = |at: &u64| self.vmas.at(*at).is_some_and(|(begin, _)| begin < *at);
+        let pieces = [start, end].iter().filter(|at| cuts(at)).count();
+        if pieces > 0 && self.vmas.len() + pieces > MAX_MAPPINGS { Err(Errno::NOMEM) } else { Ok(()) }
     }
 
     /// Refuses what the memory limit does not allow: one mapping larger than all memory (unless the program said that it

@@ -163,3 +163,20 @@ fn shared_memory_without_a_file_counts() {
     assert!((LEN..LEN + (64 << 10)).contains(&memory.resident_bytes()), "{}", memory.resident_bytes());
     assert_eq!(memory.vmas().charged(), 2 * LEN);
 }
+
+#[test]
+fn one_program_cannot_use_up_the_mappings_of_its_host() {
+    const PAGES: u64 = 40_000;
+    let mut memory = AddressSpace::new(64 << 20, Placement::random([7; 16])).unwrap();
+    let read = Prot { read: true, write: false, exec: false };
+    let mut request = Request::anonymous(At::Hint(0), PAGES * PAGE, read);
+    request.no_reserve = true;
+    let at = memory.map(request).unwrap();
+    let refused =
+        (0..PAGES / 2).find_map(|i| memory.protect(at + 2 * i * PAGE, PAGE, Prot::READ_WRITE).err());
+    assert_eq!(refused, Some(Errno::NOMEM));
+    let count = memory.vmas().iter().count();
+    assert!((5_000..10_000).contains(&count), "{count}");
+    assert_eq!(memory.unmap(at + PAGES * PAGE - 8 * PAGE, PAGE), Err(Errno::NOMEM), "a hole makes one more");
+    memory.unmap(at, PAGES * PAGE).unwrap();
+}

@@ -69,11 +69,11 @@ static void cyclic_robust_list(void) {
 }
 static void wild_robust_list(void) { syscall(SYS_set_robust_list, 0xffff800000000000, 24); syscall(SYS_set_tid_address, -8L); }
 static void futexes(void) {
-    static int words[4]; uint64_t bad[] = {0, 1, (uint64_t)words + 1, END, 0xffff800000000000, -4UL};
+    static int words[4]; uint64_t bad[] = {0, 1, (uint64_t)words + 1, 0x700000000000, 0xffff800000000000, -4UL};
     struct timespec soon = {0, 1000}, odd = {-1, 5}, wrong = {0, 1000000000};
     for (int op = 0; op < 14; op++) {
         if (op == 2) continue; // a file descriptor of long ago
-        for (int i = 0; i < 6; i++) printf("%ld ", syscall(SYS_futex, bad[i], op | FUTEX_PRIVATE_FLAG, 0, &soon, bad[i], 0));
+        for (int i = 0; i < 6; i++) printf("%ld ", syscall(SYS_futex, bad[i], op | FUTEX_PRIVATE_FLAG, 0, op >= 3 && op <= 5 || op == 12 ? 0 : &soon, bad[i], 0));
         printf("%ld\n", syscall(SYS_futex, words, FUTEX_WAIT_PRIVATE, 0, &wrong) + syscall(SYS_futex, words, FUTEX_WAIT_PRIVATE, 0, &odd));
     }
     printf("%ld %ld\n", syscall(SYS_futex, words, FUTEX_WAKE_PRIVATE, -1), syscall(SYS_futex, words, FUTEX_CMP_REQUEUE_PRIVATE, 1, 0x7fffffff, words, 0));
