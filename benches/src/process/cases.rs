@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use kvm_ioctls::Kvm;
 
 use super::run::{Deployed, Program, Took, native};
+use super::sys::cpu_time;
 use super::{Aim, Case, Measure, Sample, Side, Unit, floor};
 
 /// Python of the system.
@@ -52,7 +53,7 @@ pub(super) fn all(scratch: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<C
 fn hello(scratch: &Path) -> Result<Case> {
     let program = Program::alone(&compile(scratch, "hello", include_str!("programs/hello.c"))?, &[]);
     let kvm = Kvm::new()?;
-    let bare = move || Ok(sample(micros(floor::one_exit(&kvm)?), Duration::ZERO));
+    let bare = move || with_cpu(|| floor::one_exit(&kvm));
     let mut sides = whole_runs(&program, scratch, micros)?;
     sides.push((Side::Floor, Box::new(bare) as Measure));
     Ok(Case { name: "hello".into(), unit: Unit::Micros, aim: None, per_round: 20, sides })
@@ -63,7 +64,7 @@ fn getpid(scratch: &Path) -> Result<Case> {
     let path = compile(scratch, "calls", include_str!("programs/calls.c"))?;
     let program = Program::alone(&path, &[&CALLS.to_string()]);
     let kvm = Kvm::new()?;
-    let bare = move || Ok(sample(micros(floor::round_trip(&kvm, CALLS)?), Duration::ZERO));
+    let bare = move || with_cpu(|| floor::round_trip(&kvm, CALLS));
     let mut sides = self_timed(&program, scratch, |nanos, _| nanos / 1e3)?;
     sides.push((Side::Floor, Box::new(bare) as Measure));
     let aim = Some(Aim::OfFloor(1.2));
@@ -136,6 +137,13 @@ fn self_timed(program: &Program, scratch: &Path, value: fn(f64, f64) -> f64) -> 
         (Side::Native, Box::new(move || also(native(&program)?)) as Measure),
         (Side::Novum, Box::new(move || check(deployed.run()?))),
     ])
+}
+
+/// A floor's time, and the processor time meanwhile.
+fn with_cpu(measure: impl FnOnce() -> Result<Duration>) -> Result<Sample> {
+    let before = cpu_time();
+    let time = measure()?;
+    Ok(sample(micros(time), cpu_time() - before))
 }
 
 fn sample(value: f64, cpu: Duration) -> Sample {

@@ -2,6 +2,7 @@
 //! vol. 3, appendix E).
 
 use std::arch::x86_64::__cpuid_count;
+use std::sync::OnceLock;
 
 /// The vector state as programs see it in a signal frame.
 #[derive(Clone, Copy, Debug)]
@@ -19,15 +20,25 @@ const LEAST_BYTES: u32 = 576;
 /// CPUID leaf of the extended state.
 const STATE: u32 = 0xd;
 
-/// Whether the time-stamp counter counts time rather than work.
+/// Whether the time-stamp counter counts time rather than work. Asked once: where this host is itself a guest, the
+/// CPUID instruction takes tens of microseconds.
 pub(crate) fn has_constant_counter() -> bool {
     const POWER: u32 = 0x8000_0007;
     const CONSTANT: u32 = 1 << 8;
-    __cpuid_count(0x8000_0000, 0).eax >= POWER && __cpuid_count(POWER, 0).edx & CONSTANT != 0
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| {
+        __cpuid_count(0x8000_0000, 0).eax >= POWER && __cpuid_count(POWER, 0).edx & CONSTANT != 0
+    })
 }
 
-/// The layout where the features in `xcr0` are enabled.
+/// The layout where the features in `xcr0` are enabled; found out once for the value that all vCPUs have.
 pub(crate) fn state_layout(xcr0: u64) -> StateLayout {
+    static LAYOUT: OnceLock<StateLayout> = OnceLock::new();
+    let known = *LAYOUT.get_or_init(|| find_layout(xcr0));
+    if known.features == xcr0 { known } else { find_layout(xcr0) }
+}
+
+fn find_layout(xcr0: u64) -> StateLayout {
     let end = |feature: u32| {
         let leaf = __cpuid_count(STATE, feature);
         leaf.eax + leaf.ebx

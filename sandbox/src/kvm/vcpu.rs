@@ -11,6 +11,8 @@
 //! software KVM may have stayed in ring 3, where the VMM sets RIP and RFLAGS itself. Which of the two it is, a program
 //! of our own finds out once ([`trial`](super::trial)): a tenant's could jump to the stub and make hardware look like software.
 
+use std::sync::OnceLock;
+
 use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcr, kvm_xcrs};
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 
@@ -85,7 +87,7 @@ impl Vcpu {
     /// A vCPU in ring 3. `ring_changes`: whether `syscall` changes the ring on this machine.
     pub(super) fn new(mut fd: VcpuFd, cpuid: &CpuId, ring_changes: bool) -> Result<Self, VmError> {
         fd.set_cpuid2(cpuid).map_err(VmError::at("set CPU features"))?;
-        let sregs = entry::special_registers(fd.get_sregs().map_err(VmError::at("read registers"))?);
+        let sregs = special_registers(&fd)?;
         fd.set_sregs(&sregs).map_err(VmError::at("write special registers"))?;
         let xcr0 = set_xcr0(&fd, cpuid)?;
         let entries =
@@ -335,6 +337,16 @@ enum Raw {
     Interrupted,
     Internal,
     Broken(String),
+}
+
+/// Those of ring 3. A fresh vCPU's own are the same every time and read once.
+fn special_registers(fd: &VcpuFd) -> Result<kvm_sregs, VmError> {
+    static SREGS: OnceLock<kvm_sregs> = OnceLock::new();
+    if let Some(sregs) = SREGS.get() {
+        return Ok(*sregs);
+    }
+    let fresh = fd.get_sregs().map_err(VmError::at("read registers"))?;
+    Ok(*SREGS.get_or_init(|| entry::special_registers(fresh)))
 }
 
 /// Turns on every vector register file that KVM can save: leaf 0xD lists them.

@@ -152,8 +152,12 @@ impl Begin {
             return;
         }
         if let Ok(Job { call, reply }) = self.jobs.recv() {
+            let done = invoke_in_full(setup, program, self.control, call);
+            let (result, machine) = done.map_or_else(|e| (Err(e), None), |(r, machine)| (r, Some(machine)));
             // The receiver may have gone away; then nobody wants the reply.
-            let _ = reply.send(invoke_in_full(setup, program, self.control, call));
+            let _ = reply.send(result);
+            // Taking the VM down takes as long as making it, and nobody waits for it.
+            drop(machine);
         }
     }
 
@@ -177,8 +181,9 @@ impl Begin {
             } else {
                 // The image's environment is fixed.
                 let setup = &template.setup;
-                let result =
+                let done =
                     setup.load().and_then(|program| invoke_in_full(setup, program, control.clone(), call));
+                let result = done.and_then(|(result, _)| result);
                 machine.attach();
                 result
             };
@@ -213,17 +218,19 @@ fn renew(
     Ok((image.start(control.clone())?, true))
 }
 
+/// The reply, and the machine for the caller to drop.
 fn invoke_in_full(
     setup: &Setup,
     program: Program,
     control: Arc<Control>,
     call: Invocation,
-) -> Result<Reply, Error> {
+) -> Result<(Result<Reply, Error>, Machine), Error> {
     let started = Instant::now();
     let process = setup.begin(program, &call.env)?;
     let mut machine =
         Machine::new(process, control).map_err(|error| Error::host("create a microVM", error))?;
-    run(&mut machine, call, &Prologue::default(), started)
+    let result = run(&mut machine, call, &Prologue::default(), started);
+    Ok((result, machine))
 }
 
 /// Runs the machine's program with the call's input, which was handed over at `started`, to its end.

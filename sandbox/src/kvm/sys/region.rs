@@ -17,6 +17,7 @@ use std::ffi::c_void;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
 
 /// What the host lets KVM and us do with a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -267,8 +268,10 @@ impl Drop for Region {
     }
 }
 
+/// Asked once: this process does not fork and go on.
 fn own_pid() -> i32 {
-    rustix::process::getpid().as_raw_nonzero().get()
+    static PID: OnceLock<i32> = OnceLock::new();
+    *PID.get_or_init(|| rustix::process::getpid().as_raw_nonzero().get())
 }
 
 fn copied(result: isize) -> usize {
