@@ -26,8 +26,8 @@ pub fn write(results: &Results, directory: &Path) -> Result<()> {
 #[must_use]
 pub fn markdown(results: &Results) -> String {
     let mut text = String::from(
-        "| what | by | unit | p50 | p99 | best | CPU p50 ms | of it, start ms | samples | novum to this | aim |\n\
-         |---|---|---|---:|---:|---:|---:|---:|---:|---:|---|\n",
+        "| what | by | unit | p50 | p99 | best | CPU p50 ms | of it, start ms | samples | novum to this | its CPU to this | aim |\n\
+         |---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|\n",
     );
     for row in &results.rows {
         line(&mut text, results, row).expect("a string takes text");
@@ -38,15 +38,15 @@ pub fn markdown(results: &Results) -> String {
 
 fn line(text: &mut String, results: &Results, row: &Row) -> std::fmt::Result {
     let decimals = if row.unit == Unit::MibPerSecond { 0 } else { 2 };
-    let ratio = results
-        .row(&row.case, Side::Novum)
-        .filter(|_| row.side != Side::Novum)
-        .map(|novum| format!("{:.2}", novum.percentile(0.5) / row.percentile(0.5)));
+    let novum = results.row(&row.case, Side::Novum).filter(|_| row.side != Side::Novum);
+    let ratio = novum.map(|novum| format!("{:.2}", novum.percentile(0.5) / row.percentile(0.5)));
+    let cpu_ratio =
+        novum.map(|novum| format!("{:.2}", percentile(&novum.cpu_ms, 0.5) / percentile(&row.cpu_ms, 0.5)));
     let cpu = percentile(&row.cpu_ms, 0.5);
     let start = percentile(&row.start_ms, 0.5);
     writeln!(
         text,
-        "| {} | {} | {} | {:.decimals$} | {:.decimals$} | {:.decimals$} | {} | {} | {} | {} | {} |",
+        "| {} | {} | {} | {:.decimals$} | {:.decimals$} | {:.decimals$} | {} | {} | {} | {} | {} | {} |",
         row.case,
         by(row.side),
         unit(row.unit),
@@ -57,6 +57,7 @@ fn line(text: &mut String, results: &Results, row: &Row) -> std::fmt::Result {
         if row.side == Side::Novum { format!("{start:.2}") } else { String::new() },
         row.values.len(),
         ratio.unwrap_or_default(),
+        cpu_ratio.unwrap_or_default(),
         if row.side == Side::Novum { row.aim.map(aim).unwrap_or_default() } else { String::new() },
     )
 }
@@ -104,11 +105,13 @@ mod tests {
         let rows = vec![row(Side::Native, 0.1), row(Side::Novum, 30.0), row(Side::Floor, 20.0)];
         let text = markdown(&Results { host: Host::now(), rounds: 1, rows });
         assert!(
-            text.contains("| getpid | bare KVM | us | 20.00 | 20.00 | 20.00 | 1.00 |  | 1 | 1.50 |  |"),
+            text.contains(
+                "| getpid | bare KVM | us | 20.00 | 20.00 | 20.00 | 1.00 |  | 1 | 1.50 | 1.00 |  |"
+            ),
             "{text}"
         );
         assert!(text.contains(
-            "| getpid | novum | us | 30.00 | 30.00 | 30.00 | 1.00 | 0.00 | 1 |  | <= 1.2 of bare KVM |"
+            "| getpid | novum | us | 30.00 | 30.00 | 30.00 | 1.00 | 0.00 | 1 |  |  | <= 1.2 of bare KVM |"
         ));
     }
 }
