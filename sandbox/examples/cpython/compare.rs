@@ -88,6 +88,8 @@ const KNOWN: &[(&str, &str)] = &[
     ("named_pipe", "there are no named pipes"),
     ("test_is_fifo_true", "there are no named pipes"),
     ("test_socket.SendRecvFdsTests", "socket pairs pass no descriptors"),
+    ("ctypes.test.test_loading", "`find_library` starts `gcc` and `ldconfig`"),
+    ("ctypes.test.test_find", "`find_library` starts `gcc` and `ldconfig`"),
     ("pidfd", "there are no process descriptors"),
     ("test_monotonic_settime", "nobody sets the clock"),
     ("test_sethostname", "nobody names the machine"),
