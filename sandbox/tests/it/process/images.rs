@@ -337,3 +337,54 @@ async fn figures() {
         }
     }
 }
+
+#[tokio::test]
+async fn what_sandboxes_hold_is_counted_and_what_they_share_is_not() {
+    if !has_kvm("what_sandboxes_hold_is_counted_and_what_they_share_is_not") {
+        return;
+    }
+    // 32 MiB in the image; a request writes as many MiB of it as its input has bytes.
+    let warm = Warm::c(
+        r#"
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+int main(void) {
+    char line[64], *memory = malloc(32 << 20);
+    memset(memory, 1, 32 << 20);
+    ssize_t n = read(0, line, sizeof line);
+    memset(memory, 2, (size_t)n << 20);
+    write(1, memory, 5);
+    read(0, line, sizeof line);
+    return 0;
+}"#,
+        &["-static"],
+    )
+    .await;
+    let held = || warm.image.private_bytes();
+    let mib = |n: u64| n << 20;
+    assert_eq!(held(), 0, "nothing lives");
+    let (mut one, two) = (warm.start().await, warm.start().await);
+    let idle = held();
+    assert!(idle > 0 && idle < mib(4), "{idle} bytes of two that share 32 MiB");
+    // Held open at its second read, so that it is measured while it runs.
+    let (input, pieces) = tokio::sync::mpsc::channel(1);
+    let (output, mut written) = tokio::sync::mpsc::channel(4);
+    let call =
+        Invocation { input: Input::Stream(pieces), output: Output::Stream(output), ..call(b"", &[], SOON) };
+    let running = tokio::spawn(async move { one.invoke(call).await.map(|_| one) });
+    input.send(Bytes::from_static(b"eight...")).await.unwrap();
+    assert_eq!(written.recv().await.unwrap().as_ref(), [2; 5]);
+    let busy = held();
+    assert!(
+        busy >= idle + mib(8) && busy < idle + mib(12),
+        "{busy} bytes after 8 MiB were written, {idle} before"
+    );
+    drop(input);
+    drop((running.await.unwrap().unwrap(), two));
+    let gone = Instant::now();
+    while held() > 0 {
+        assert!(gone.elapsed() < SOON, "{} bytes of nobody", held());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
