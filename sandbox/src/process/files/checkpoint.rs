@@ -69,6 +69,14 @@ impl Files {
         Ok(files)
     }
 
+    /// All that a program could find out about its files.
+    #[cfg(test)]
+    pub(crate) fn inventory(&self) -> String {
+        let Self { table, pipes, pairs, cwd, umask, exe, threads, .. } = self;
+        let parts = format!("{table:?}\n{pipes:?}\n{pairs:?}\n{cwd:?} {umask:o} {exe:?} {threads:?}");
+        format!("{parts}\n{}", self.tree.describe())
+    }
+
     /// The descriptors with their own open files of the host.
     fn reopened(&self, table: &Table) -> Result<Table, Errno> {
         let mut table = table.clone();

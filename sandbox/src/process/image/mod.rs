@@ -187,3 +187,6 @@ impl Image {
         self.memory.picture_bytes()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -181,6 +181,18 @@ impl AddressSpace {
         self.limit_bytes
     }
 
+    /// The heap.
+    #[cfg(test)]
+    pub(crate) fn heap(&self) -> Heap {
+        self.heap
+    }
+
+    /// What the host has behind a page, whatever the mappings say.
+    #[cfg(test)]
+    pub(crate) fn peek(&self, page: u64, bytes: &mut [u8]) -> bool {
+        self.extents.find(page).is_some_and(|gpa| self.region.read(gpa, bytes) == bytes.len())
+    }
+
     /// The pieces of `start..end` that lie in one piece of guest-physical memory. Granules without any are left out.
     pub(crate) fn runs(&self, start: u64, end: u64) -> impl Iterator<Item = Run> + '_ {
         self.extents.runs(start, end)

@@ -32,6 +32,18 @@ impl Tree {
         self.checkpoint();
     }
 
+    /// The nodes that are not as on the host.
+    #[cfg(test)]
+    pub(in crate::process::files) fn describe(&self) -> String {
+        let cells = self.cells.iter().enumerate();
+        let cells = cells.filter_map(|(n, cell)| Some((n, cell.as_ref()?)));
+        let mut text = format!("{} bytes\n", self.used_bytes);
+        for (n, cell) in cells {
+            text += &format!("{n} {} {:?}\n", cell.refs, cell.node);
+        }
+        text
+    }
+
     fn restore(&mut self, id: NodeId, node: Arc<super::Node>) {
         match &mut self.cells[id.0 as usize] {
             Some(cell) => {

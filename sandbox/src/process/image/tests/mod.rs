@@ -1,0 +1,164 @@
+//! A reset leads back to the image: byte for byte.
+
+use std::fmt::Write;
+use std::hash::{DefaultHasher, Hasher};
+use std::time::Duration;
+
+use super::*;
+use crate::function::{Artifact, ArtifactFormat, Function, Manifest};
+use crate::process::files::{Console, ConsoleRead, ConsoleWrite, Stream};
+use crate::process::run::Ended;
+use crate::process::setup::Setup;
+
+/// Gives `input` once and then its end; keeps what is said.
+struct Script {
+    input: Vec<u8>,
+    said: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Console for Script {
+    fn read(&mut self, max: usize) -> ConsoleRead {
+        let rest = self.input.split_off(max.min(self.input.len()));
+        let now = std::mem::replace(&mut self.input, rest);
+        if now.is_empty() { ConsoleRead::End } else { ConsoleRead::Data(now.into()) }
+    }
+
+    fn pending(&mut self) -> Option<usize> {
+        Some(self.input.len()).filter(|&n| n > 0)
+    }
+
+    fn write(&mut self, stream: Stream, bytes: &[u8]) -> ConsoleWrite {
+        if stream != Stream::Output {
+            return ConsoleWrite::Taken(bytes.len());
+        }
+        let mut said = self.said.lock();
+        let room = (64 << 10) - said.len().min(64 << 10);
+        said.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        ConsoleWrite::Taken(bytes.len())
+    }
+
+    fn writable(&mut self, _: Stream) -> bool {
+        true
+    }
+}
+
+/// The program of `source`; `None` where the test cannot run here.
+fn image(test: &str, source: &str) -> Option<Arc<Image>> {
+    if let Err(reason) = crate::kvm::vm::probe() {
+        assert!(std::env::var_os("NOVUM_REQUIRE_KVM").is_none(), "{reason}");
+        eprintln!("SKIPPED: {test}: {reason}");
+        return None;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (file, program) = (dir.path().join("program.c"), dir.path().join("program"));
+    std::fs::write(&file, source).unwrap();
+    let mut gcc = std::process::Command::new("gcc");
+    gcc.args(["-O1", "-w", "-static", "-pthread", "-o"]).arg(&program).arg(&file);
+    assert!(gcc.status().expect("gcc runs").success(), "gcc refuses the program");
+    let mut manifest = Manifest::new("restless".parse().unwrap());
+    manifest.memory_bytes = 256 << 20;
+    let digest = novum_snapshot::Digest::of(b"not looked at");
+    let artifact = Artifact { format: ArtifactFormat::File, digest, path: program };
+    let setup = Setup::new(&Function { version: 1, manifest, artifact }).unwrap();
+    Some(Arc::new(prepare(&setup, Duration::from_secs(20)).unwrap()))
+}
+
+/// Everything that a program could find out about its state, but for clocks and the bytes of `AT_RANDOM`.
+fn describe(process: &mut Process) -> String {
+    let mut text = String::new();
+    for (start, vma) in process.memory.vmas().iter() {
+        let file = vma.file.as_ref().map(|part| (part.file.name.as_str(), part.offset, part.shared));
+        let flags = (vma.placed, vma.grows_down, vma.stack, vma.label);
+        let digest = digest(process, start, vma.end, vma.prot.accessible());
+        writeln!(text, "{start:#x}-{:#x} {:?} {file:?} {flags:?} {digest:x?}", vma.end, vma.prot).unwrap();
+    }
+    for thread in process.threads.iter() {
+        let mut thread = thread.clone();
+        let vectors = thread.state.xsave.take().map(|area| hash(&area.bytes(4096)));
+        if let Status::Blocked(pending) = &mut thread.status {
+            (pending.wait.until, pending.wait.deadline) = (None, None);
+        }
+        writeln!(text, "{vectors:x?} {thread:?}").unwrap();
+    }
+    writeln!(text, "{:?} {:?} {:?}", process.actions, process.pending, process.futexes).unwrap();
+    writeln!(text, "{:?} {:?}", process.timers, process.memory.heap()).unwrap();
+    process.files.set_clock_shift(0);
+    writeln!(text, "{}", process.files.inventory()).unwrap();
+    process.files.set_clock_shift(process.clock.shift_ns());
+    text
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
+}
+
+/// Of each page: its bytes as the host has them behind it, or `None` where they cannot be had.
+fn digest(process: &Process, start: u64, end: u64, accessible: bool) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let mut page = [0; 4096];
+    for at in (start..end).step_by(4096) {
+        let got = process.memory.peek(at, &mut page);
+        assert!(accessible || !got, "{at:#x} is not to be reached");
+        let random = process.stack.random;
+        let clocks = process.memory.vmas().at(at).is_some_and(|(_, vma)| vma.label == "[vvar]");
+        if clocks {
+            continue;
+        }
+        for byte in (random..random + 16).filter(|byte| (at..at + 4096).contains(byte)) {
+            page[(byte - at) as usize] = 0;
+        }
+        hasher.write_u8(u8::from(got));
+        hasher.write(if got { &page } else { &[] });
+    }
+    hasher.finish()
+}
+
+/// Runs one call and returns what was said.
+fn run(machine: &mut Machine, input: &str) -> (Ended, Vec<u8>) {
+    let said = Arc::new(Mutex::new(Vec::new()));
+    machine.process.files.set_console(Box::new(Script { input: input.into(), said: said.clone() }));
+    machine.wake_console();
+    let ended = machine.run(Instant::now() + Duration::from_millis(200)).unwrap();
+    let said = std::mem::take(&mut *said.lock());
+    (ended, said)
+}
+
+/// The first line in which two texts differ.
+fn difference(old: &str, new: &str) -> Option<String> {
+    let mut pairs = old.lines().zip(new.lines());
+    let line = pairs.find(|(old, new)| old != new).map(|(old, new)| format!("was {old}\nis  {new}"));
+    line.or_else(|| (old != new).then(|| "more or fewer lines".to_owned()))
+}
+
+#[test]
+fn after_a_reset_everything_is_as_in_the_image() {
+    let Some(image) = image("after_a_reset_everything_is_as_in_the_image", include_str!("restless.c")) else {
+        return;
+    };
+    let control = Control::new().unwrap();
+    let mut machine = image.start(control.clone()).unwrap();
+    let fresh = describe(&mut machine.process);
+    let mut ends = std::collections::BTreeSet::new();
+    let first_words = run(&mut machine, "0").1;
+    for seed in 1..80 {
+        if !image.reset(&mut machine).unwrap() {
+            ends.insert("worn");
+            drop(machine);
+            machine = image.start(control.clone()).unwrap();
+        }
+        if let Some(what) = difference(&fresh, &describe(&mut machine.process)) {
+            panic!("after seed {}: {what}", seed - 1);
+        }
+        let (ended, said) = run(&mut machine, &seed.to_string());
+        assert_eq!(String::from_utf8_lossy(&said), String::from_utf8_lossy(&first_words), "seed {seed}");
+        ends.insert(match ended {
+            Ended::Code(_) => "exit",
+            Ended::Fault(_) => "fault",
+            Ended::Deadline => "deadline",
+            _ => "other",
+        });
+    }
+    assert!(ends.is_superset(&["exit", "fault", "deadline"].into()), "{ends:?}");
+}
