@@ -137,15 +137,20 @@ impl Machine {
         std::mem::take(&mut self.counts)
     }
 
+    #[cfg(test)]
+    pub(super) fn load_for_test(&mut self, state: &crate::kvm::vcpu::UserState) {
+        self.shell.vcpu.load(state).unwrap();
+    }
+
     /// How others reach the thread.
     pub(super) fn control(&self) -> Arc<Control> {
         self.control.clone()
     }
 
     /// The state of the program may be another now: nothing in the vCPU counts.
-    pub(super) fn forget_cpu(&mut self) -> Result<(), RunError> {
+    pub(super) fn forget_cpu(&mut self) {
         (self.on_cpu, self.resident, self.ticking) = (None, None, false);
-        Ok(self.shell.vcpu.forget_events()?)
+        self.shell.vcpu.forget_events();
     }
 
     /// As [`Self::run`], but only until all threads wait, one of them for standard input.
@@ -272,7 +277,7 @@ impl Machine {
                 Base::Gs => (now.fs.base, address),
             };
             let ring0 = now.cs.selector & 3 == 0;
-            self.shell.vcpu.set_bases(fs, gs)?;
+            self.shell.vcpu.set_bases(fs, gs);
             if ring0 {
                 // The registers are still those of the stub; go back to the program without it.
                 let regs = self.shell.vcpu.regs_in_call();
@@ -565,7 +570,7 @@ impl Machine {
         let mut regs = self.shell.vcpu.regs();
         (regs.rip, regs.rflags, regs.rsp) = (frame.rip, frame.rflags, frame.rsp);
         let special = self.shell.vcpu.special()?;
-        self.shell.vcpu.set_bases(special.fs.base, special.gs.base)?;
+        self.shell.vcpu.set_bases(special.fs.base, special.gs.base);
         self.shell.vcpu.enter(regs);
         if vector == PAGE_FAULT {
             let access = super::fault::access_of(frame.error);

@@ -175,9 +175,14 @@ impl Begin {
         if ready.send(Ok(())).is_err() {
             return;
         }
+        let mut learns = image.is_to_learn();
         while let Ok(Job { call, reply }) = jobs.recv() {
             let result = if call.env.is_empty() {
-                run(&mut machine, call, &image.prologue, Instant::now())
+                let result = run(&mut machine, call, &image.prologue, Instant::now());
+                if std::mem::take(&mut learns) && result.is_ok() {
+                    image.learn(&machine);
+                }
+                result
             } else {
                 // The image's environment is fixed.
                 let setup = &template.setup;

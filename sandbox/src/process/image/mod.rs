@@ -13,7 +13,7 @@
 mod take;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -23,7 +23,7 @@ use super::calls::limits::ResourceLimits;
 use super::control::Control;
 use super::files::Files;
 use super::load::stack::Stack;
-use super::memory::{AddressSpace, MemoryImage, Renewed, region_bytes};
+use super::memory::{AddressSpace, MemoryImage, Renewed, WorkingSet, region_bytes};
 use super::run::{Machine, RunError};
 use super::shell::Shell;
 use super::signal::{Actions, Pending};
@@ -62,6 +62,8 @@ pub(super) struct Image {
     stack: Stack,
     moment: Moment,
     taken: Instant,
+    /// What the first run touched.
+    working_set: OnceLock<WorkingSet>,
     pub(super) prologue: Prologue,
 }
 
@@ -101,6 +103,9 @@ impl Image {
     fn finish(&self, shell: Shell, mut process: Process, control: Arc<Control>) -> Result<Machine, RunError> {
         process.clock = Clock::new(shell.counter_khz);
         let mut machine = Machine::in_shell(shell, process, control);
+        if let Some(set) = self.working_set.get() {
+            machine.process.memory.populate_set(set);
+        }
         self.freshen(&mut machine.process)?;
         Ok(machine)
     }
@@ -139,6 +144,20 @@ impl Image {
         })
     }
 
+    /// Whether nothing is known of what a run touches: the next sandbox's first run is to be shown to [`Self::learn`].
+    pub(super) fn is_to_learn(&self) -> bool {
+        self.working_set.get().is_none()
+    }
+
+    /// Takes what `machine`'s first run, without population, has touched as what later sandboxes have ready.
+    pub(super) fn learn(&self, machine: &Machine) {
+        if let Ok(set) = machine.process.memory.working_set() {
+            tracing::debug!(bytes = ?set.bytes(), "learnt a working set (written, read)");
+            // Another one of the first sandboxes may have been faster.
+            let _ = self.working_set.set(set);
+        }
+    }
+
     /// Brings a used sandbox back; `false` where another one must be made instead.
     pub(super) fn reset(&self, machine: &mut Machine) -> Result<bool, RunError> {
         let process = &mut machine.process;
@@ -161,7 +180,7 @@ impl Image {
         (process.new_bases, process.resumed) = (None, None);
         (process.changed, process.posted) = (false, false);
         self.freshen(process)?;
-        machine.forget_cpu()?;
+        machine.forget_cpu();
         Ok(true)
     }
 

@@ -1,6 +1,6 @@
 //! Running a program to its first wait for input, and keeping it there.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -127,6 +127,7 @@ impl Image {
             stack: process.stack,
             moment,
             taken: Instant::now(),
+            working_set: OnceLock::new(),
             prologue,
         })
     }

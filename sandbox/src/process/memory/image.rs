@@ -56,7 +56,7 @@ pub(super) struct Piece {
     pub(super) len: u64,
     pub(super) protection: Protection,
     pub(super) source: Source,
-    /// Page tables: a reset leaves them as they are.
+    /// The system area and page tables: a reset leaves them as they are.
     pub(super) tables: bool,
 }
 
@@ -120,6 +120,11 @@ impl MemoryImage {
         self.clocks.is_some()
     }
 
+    #[cfg(test)]
+    pub(crate) fn pieces(&self) -> usize {
+        self.plan.len()
+    }
+
     /// Bytes of the picture.
     pub(crate) fn picture_bytes(&self) -> u64 {
         self.picture.len()
@@ -133,6 +138,7 @@ impl MemoryImage {
             memory.pieces_of(start, vma, clocks, &mut pieces)?;
         }
         pieces.sort_by_key(|piece| piece.gpa);
+        absorb(&mut pieces);
         let (picture, plan) = fill(&memory.region, pieces)?;
         Ok(Self {
             picture,
@@ -192,13 +198,9 @@ impl AddressSpace {
             source,
             tables,
         };
-        let mut pieces = vec![piece(0, TABLES_GPA, Source::Picture(0), false)];
-        for (start, used, end) in self.tables.rooms() {
-            pieces.push(piece(start, used, Source::Picture(0), true));
-            if used < end {
-                pieces.push(piece(used, end, Source::Zeroes { large: false }, true));
-            }
-        }
+        let mut pieces = vec![piece(0, TABLES_GPA, Source::Picture(0), true)];
+        // With the room that is left: holes of the picture cost nothing, another mapping does.
+        pieces.extend(self.tables.rooms().map(|(start, _, end)| piece(start, end, Source::Picture(0), true)));
         pieces
     }
 
@@ -291,6 +293,29 @@ fn cut(base: &Piece, ranges: &[Range<u64>], pieces: &mut Vec<Piece>) {
         at = range.end;
     }
     pieces.extend(base.part(at, base.end()));
+}
+
+/// Short stretches of zeroes beside a piece of the picture become part of it: one mapping fewer.
+fn absorb(pieces: &mut [Piece]) {
+    const SHORT: u64 = 64 * PAGE;
+    let pictured = |piece: &Piece| matches!(piece.source, Source::Picture(_)) && !piece.tables;
+    for at in 0..pieces.len() {
+        let piece = &pieces[at];
+        if !matches!(piece.source, Source::Zeroes { .. }) || piece.len > SHORT {
+            continue;
+        }
+        let beside = |other: Option<&Piece>, touch: fn(&Piece, &Piece) -> bool| {
+            other.is_some_and(|other| {
+                pictured(other) && other.protection == piece.protection && touch(other, piece)
+            })
+        };
+        let before = at.checked_sub(1).and_then(|at| pieces.get(at));
+        if beside(before, |other, piece| other.end() == piece.gpa)
+            || beside(pieces.get(at + 1), |other, piece| piece.end() == other.gpa)
+        {
+            pieces[at].source = Source::Picture(0);
+        }
+    }
 }
 
 /// Fills the picture from `region` and gives every piece its place there; neighbours that are one mapping become one.

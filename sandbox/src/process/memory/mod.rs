@@ -19,6 +19,7 @@ pub(crate) mod tables;
 mod tests;
 pub(crate) mod user;
 pub(crate) mod vma;
+mod working_set;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -40,6 +41,7 @@ pub(crate) use place::{At, Request};
 pub(crate) use renew::Renewed;
 pub(crate) use user::{Access, Buffer, MAX_TRANSFER};
 pub(crate) use vma::{FilePart, MappedFile, Prot};
+pub(crate) use working_set::WorkingSet;
 
 use extents::Extents;
 use tables::{Rights, Tables};

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use super::image::{MemoryImage, Piece, Source};
 use super::{AddressSpace, MappedFile};
-use crate::kvm::layout::GRANULE;
+use crate::kvm::layout::{GRANULE, SYSTEM_SIZE};
 use crate::kvm::sys::{Advice, Pages, Region};
 
 /// What became of an address space that was brought back to its image.
@@ -127,10 +127,11 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// Gives every written page its bytes of the image; how many pages.
+    /// Gives every written page its bytes of the image; how many pages. The system area holds nothing of the program's.
     fn copy_back(&self, image: &MemoryImage) -> std::io::Result<u64> {
         let mut copied = 0;
-        let written = self.region.pages(0, self.extents.covered(), Pages::Private)?;
+        let used = self.extents.used() - SYSTEM_SIZE;
+        let written = self.region.pages(SYSTEM_SIZE, used, Pages::Private)?;
         for range in written {
             let mut at = range.start;
             for piece in image.touching(range.start, range.end) {
@@ -229,7 +230,7 @@ impl AddressSpace {
 }
 
 /// The parts of `ranges` that none of `others` holds.
-fn outside(ranges: &[Range<u64>], others: &[Range<u64>]) -> Vec<Range<u64>> {
+pub(super) fn outside(ranges: &[Range<u64>], others: &[Range<u64>]) -> Vec<Range<u64>> {
     let others = merged(others.to_vec());
     let mut rest = Vec::new();
     for range in ranges {

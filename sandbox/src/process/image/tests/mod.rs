@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hasher};
 use std::time::Duration;
 
 use super::*;
-use crate::function::{Artifact, ArtifactFormat, Function, Manifest};
+use crate::function::{Artifact, ArtifactFormat, Function, Manifest, Share};
 use crate::process::files::{Console, ConsoleRead, ConsoleWrite, Stream};
 use crate::process::run::Ended;
 use crate::process::setup::Setup;
@@ -55,12 +55,19 @@ fn image(test: &str, source: &str) -> Option<Arc<Image>> {
     let mut gcc = std::process::Command::new("gcc");
     gcc.args(["-O1", "-w", "-static", "-pthread", "-o"]).arg(&program).arg(&file);
     assert!(gcc.status().expect("gcc runs").success(), "gcc refuses the program");
+    Some(image_of(&program, &[], &[]))
+}
+
+fn image_of(program: &std::path::Path, args: &[&str], shares: &[&str]) -> Arc<Image> {
     let mut manifest = Manifest::new("restless".parse().unwrap());
     manifest.memory_bytes = 256 << 20;
+    manifest.args = args.iter().map(|&arg| arg.to_owned()).collect();
+    let share = |&dir: &&str| Share { source: dir.into(), target: dir.into(), read_only: true };
+    manifest.shares = shares.iter().map(share).collect();
     let digest = novum_snapshot::Digest::of(b"not looked at");
-    let artifact = Artifact { format: ArtifactFormat::File, digest, path: program };
+    let artifact = Artifact { format: ArtifactFormat::File, digest, path: program.to_owned() };
     let setup = Setup::new(&Function { version: 1, manifest, artifact }).unwrap();
-    Some(Arc::new(prepare(&setup, Duration::from_secs(20)).unwrap()))
+    Arc::new(prepare(&setup, Duration::from_secs(20)).unwrap())
 }
 
 /// Everything that a program could find out about its state, but for clocks and the bytes of `AT_RANDOM`.
@@ -120,7 +127,7 @@ fn run(machine: &mut Machine, input: &str) -> (Ended, Vec<u8>) {
     let said = Arc::new(Mutex::new(Vec::new()));
     machine.process.files.set_console(Box::new(Script { input: input.into(), said: said.clone() }));
     machine.wake_console();
-    let ended = machine.run(Instant::now() + Duration::from_millis(200)).unwrap();
+    let ended = machine.run(Instant::now() + Duration::from_millis(50)).unwrap();
     let said = std::mem::take(&mut *said.lock());
     (ended, said)
 }
@@ -142,7 +149,7 @@ fn after_a_reset_everything_is_as_in_the_image() {
     let fresh = describe(&mut machine.process);
     let mut ends = std::collections::BTreeSet::new();
     let first_words = run(&mut machine, "0").1;
-    for seed in 1..80 {
+    for seed in 1..40 {
         if !image.reset(&mut machine).unwrap() {
             ends.insert("worn");
             drop(machine);
@@ -161,4 +168,104 @@ fn after_a_reset_everything_is_as_in_the_image() {
         });
     }
     assert!(ends.is_superset(&["exit", "fault", "deadline"].into()), "{ends:?}");
+}
+
+#[test]
+#[ignore = "a measurement; prints figures"]
+fn figures_of_a_reset() {
+    let hello = r#"
+        #include <unistd.h>
+        int main(void) { char c[100]; long n = read(0, c, 100); if (c[0] == 'w') write(1, c, n); _exit(0); }"#;
+    let Some(image) = image("figures_of_a_reset", hello) else { return };
+    let control = Control::new().unwrap();
+    let mut machine = image.start(control).unwrap();
+    for input in ["x", "w"] {
+        let (mut resets, mut runs) = (vec![], vec![]);
+        for _ in 0..2000 {
+            run(&mut machine, input);
+            let at = Instant::now();
+            image.reset(&mut machine).unwrap();
+            resets.push(at.elapsed());
+            let at = Instant::now();
+            run(&mut machine, input);
+            runs.push(at.elapsed());
+            image.reset(&mut machine).unwrap();
+        }
+        for times in [&mut resets, &mut runs] {
+            times.sort();
+            println!("{input}: min {:?} p50 {:?} p90 {:?}", times[0], times[1000], times[1800]);
+        }
+    }
+    let process = &mut machine.process;
+    let clocks = process.time.page().cloned();
+    let time = |name: &str, work: &mut dyn FnMut()| {
+        let mut all: Vec<_> = (0..1000).map(|_| { let at = Instant::now(); work(); at.elapsed() }).collect();
+        all.sort();
+        println!("{name}: min {:?} p50 {:?}", all[0], all[500]);
+    };
+    time("renew", &mut || drop(process.memory.renew(clocks.as_ref())));
+    time("files", &mut || process.files.reset());
+    time("threads", &mut || process.threads = image.threads.clone());
+    time("actions", &mut || process.actions = image.actions.clone());
+    time("freshen", &mut || image.freshen(process).unwrap());
+    time("resume_time", &mut || process.resume_time(&image.moment));
+    time("forget_cpu", &mut || machine.forget_cpu());
+    let state = image.threads.current().state.clone();
+    time("load", &mut || machine.load_for_test(&state));
+}
+
+#[test]
+#[ignore = "a measurement; prints figures"]
+fn figures_of_a_start() {
+    let hello = r#"
+        #include <unistd.h>
+        int main(void) { char c[100]; long n = read(0, c, 100); if (c[0] == 'w') write(1, c, n); _exit(0); }"#;
+    let Some(hello) = image("figures_of_a_start", hello) else { return };
+    let dirs = ["/usr", "/lib", "/lib64", "/etc"];
+    let python = std::fs::canonicalize("/usr/bin/python3").unwrap();
+    let json = "import json, sys; print(json.dumps(json.load(sys.stdin)))";
+    let quick = "import json, sys, os; print(json.dumps(json.load(sys.stdin)), flush=True); os._exit(0)";
+    let python = |script| image_of(&python, &["-I", "-c", script], &dirs);
+    for (name, image) in [("hello", hello), ("python", python(json)), ("python, quick", python(quick))] {
+        figures(name, &image, 200);
+        let mut machine = image.start(Control::new().unwrap()).unwrap();
+        run(&mut machine, "[1]");
+        image.learn(&machine);
+        println!("learnt (written, read): {:?}", image.working_set.get().unwrap().bytes());
+        drop(machine);
+        figures(name, &image, 200);
+    }
+}
+
+fn figures(name: &str, image: &Arc<Image>, rounds: usize) {
+    println!("{name}: {} pieces, {} KiB", image.memory.pieces(), image.shared_bytes() >> 10);
+    let mut all: std::collections::BTreeMap<&str, Vec<Duration>> = Default::default();
+    for _ in 0..rounds {
+        let region = image.region().unwrap();
+        let shell = Shell::new(region.clone(), [super::super::memory::first_slot()]).unwrap();
+        let mut at = Instant::now();
+        let mut note = |name| {
+            let now = Instant::now();
+            all.entry(name).or_default().push(now - at);
+            at = Instant::now();
+        };
+        let mut machine = image.start_in(shell, region, Control::new().unwrap()).unwrap();
+        note("start in shell");
+        run(&mut machine, "[1]");
+        note("first run");
+        image.reset(&mut machine).unwrap();
+        note("reset");
+        run(&mut machine, "[1]");
+        note("second run");
+        drop(machine);
+        note("drop");
+        let mut machine = image.start(Control::new().unwrap()).unwrap();
+        note("start with everything");
+        run(&mut machine, "[1]");
+        note("first run 2");
+    }
+    for (name, mut times) in all {
+        times.sort();
+        println!("    {name}: min {:?} p50 {:?} p90 {:?}", times[0], times[rounds / 2], times[rounds * 9 / 10]);
+    }
 }
