@@ -20,8 +20,6 @@ pub mod kvm;
 #[cfg(feature = "vm")]
 pub mod linux;
 #[cfg(feature = "vm")]
-#[allow(dead_code)]
-// what only snapshots will read: the clocks' shift, the place of AT_RANDOM's bytes, tree roots
 pub mod process;
 pub mod share;
 #[cfg(feature = "wasm")]

@@ -101,7 +101,14 @@ impl Vcpu {
             return Err(VmError::Unavailable(reason));
         }
         fd.set_sync_valid_reg(SyncReg::Register);
-        Ok(Self { fd, sregs, layout: state_layout(xcr0), ring_changes, place: Place::Program, next_special: None })
+        Ok(Self {
+            fd,
+            sregs,
+            layout: state_layout(xcr0),
+            ring_changes,
+            place: Place::Program,
+            next_special: None,
+        })
     }
 
     /// The general registers as the last exit left them; a change counts from the next [`Self::run`] on.

@@ -105,6 +105,8 @@ pub(crate) struct Process {
     pub(crate) unserved: BTreeMap<u64, u64>,
     /// What stands on the first stack, for `/proc/self`.
     pub(crate) stack: Stack,
+    /// `/proc/sys/kernel/random/boot_id`: another in every sandbox and after every reset.
+    pub(crate) generation: String,
     /// When it began.
     started: Instant,
     /// Segment bases that the current thread asked for and the vCPU does not have yet.
@@ -148,6 +150,7 @@ impl Process {
             time,
             recent: VecDeque::with_capacity(Self::RECENT),
             unserved: BTreeMap::new(),
+            generation: files::uuid(),
             started: Instant::now(),
             new_bases: None,
             changed: false,

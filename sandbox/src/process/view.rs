@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::calls::credentials::{Credentials, Ids};
 use super::calls::identity;
 use super::calls::limits::ResourceLimits;
-use super::files::{MemoryView, ProcessView, uuid};
+use super::files::{MemoryView, ProcessView};
 use super::load::stack::Stack;
 use super::memory::AddressSpace;
 use super::thread::Threads;
@@ -18,6 +18,8 @@ pub(crate) struct View<'a> {
     pub(crate) uptime: Duration,
     pub(crate) credentials: &'a Credentials,
     pub(crate) limits: &'a ResourceLimits,
+    /// Names this sandbox's run.
+    pub(crate) generation: &'a str,
 }
 
 impl View<'_> {
@@ -130,6 +132,6 @@ impl ProcessView for View<'_> {
     }
 
     fn boot_id(&self) -> String {
-        uuid()
+        self.generation.to_owned()
     }
 }

@@ -19,8 +19,6 @@ pub(crate) struct Wait {
     pub(crate) input: bool,
     /// The contract's standard output has room.
     pub(crate) output: bool,
-    /// A futex word: its key.
-    pub(crate) futex: Option<u64>,
     /// When to try again at the latest.
     pub(crate) until: Option<Instant>,
     /// When the call's own time limit ends, counted from its first attempt: for the call itself to see again.

@@ -93,7 +93,7 @@ fn wait(process: &mut Process, args: Args, bits: u32, absolute: bool) -> Result<
             until
         }
     };
-    Ok(Outcome::Block(Wait { futex: Some(address), until, ..Wait::default() }))
+    Ok(Outcome::Block(Wait { until, ..Wait::default() }))
 }
 
 fn until(process: &Process, timeout: u64, absolute: bool, wall: bool) -> Result<Option<Instant>, Errno> {

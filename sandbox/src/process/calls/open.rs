@@ -33,7 +33,8 @@ fn open_at(
     {
         let (memory, threads, stack) = (&process.memory, &process.threads, &process.stack);
         let (uptime, credentials, limits) = (process.uptime(), &process.credentials, &process.limits);
-        let view = View { memory, threads, stack, uptime, credentials, limits };
+        let generation = &process.generation;
+        let view = View { memory, threads, stack, uptime, credentials, limits, generation };
         process.files.make_text(fd, &view);
     }
     process.made(opened)

@@ -36,7 +36,7 @@ impl Files {
             Object::File(node) => self.tree.map(*node, shared_write).map(MapSource::File),
             Object::Shared(open) => {
                 let fd = Arc::new(open.fd().try_clone_to_owned().map_err(|_| Errno::NFILE)?);
-                Ok(MapSource::File(Mapping { fd, writable: shared_write }))
+                Ok(MapSource::File(Mapping { fd }))
             }
             Object::Device(Device::Zero) => Ok(MapSource::Zeroes),
             _ => Err(Errno::NODEV),

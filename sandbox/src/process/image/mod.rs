@@ -8,7 +8,7 @@
 //!  wait for input        signals, timers                              └── the mappings that changed, all the rest
 //! ```
 //! Everything but memory and files is plain data, copied at every start and reset. What must not be the same in two
-//! sandboxes is made new each time: the bytes of `AT_RANDOM`, the clocks, the generation file.
+//! sandboxes is made new each time: the bytes of `AT_RANDOM`, the clocks, the boot id.
 
 mod take;
 
@@ -136,6 +136,7 @@ impl Image {
             recent: self.recent.clone(),
             unserved: self.unserved.clone(),
             stack: self.stack.clone(),
+            generation: String::new(),
             started: Instant::now(),
             new_bases: None,
             changed: false,
@@ -166,27 +167,56 @@ impl Image {
         if renewed == Renewed::Worn {
             return Ok(false);
         }
-        process.files.reset();
-        process.threads = self.threads.clone();
-        process.actions = self.actions.clone();
-        process.pending = self.pending.clone();
-        process.futexes = self.futexes.clone();
-        process.credentials = self.credentials.clone();
-        process.limits = self.limits.clone();
-        process.nice = self.nice;
-        process.timers = self.timers.clone();
-        process.recent.clone_from(&self.recent);
-        process.unserved.clone_from(&self.unserved);
-        (process.new_bases, process.resumed) = (None, None);
-        (process.changed, process.posted) = (false, false);
+        self.put_back(process);
         self.freshen(process)?;
         machine.forget_cpu();
         Ok(true)
     }
 
+    /// Everything but memory. Every field is named: one that is added must say here what a reset does to it.
+    fn put_back(&self, process: &mut Process) {
+        let Process {
+            memory: _,
+            files,
+            threads,
+            actions,
+            pending,
+            futexes,
+            credentials,
+            limits,
+            nice,
+            clock: _,
+            timers,
+            time: _,
+            recent,
+            unserved,
+            stack: _,
+            generation: _,
+            started: _,
+            new_bases,
+            changed,
+            posted,
+            resumed,
+        } = process;
+        files.reset();
+        threads.clone_from(&self.threads);
+        actions.clone_from(&self.actions);
+        pending.clone_from(&self.pending);
+        futexes.clone_from(&self.futexes);
+        credentials.clone_from(&self.credentials);
+        limits.clone_from(&self.limits);
+        *nice = self.nice;
+        timers.clone_from(&self.timers);
+        recent.clone_from(&self.recent);
+        unserved.clone_from(&self.unserved);
+        (*new_bases, *resumed) = (None, None);
+        (*changed, *posted) = (false, false);
+    }
+
     /// What is new in every sandbox and after every reset.
     fn freshen(&self, process: &mut Process) -> Result<(), RunError> {
         process.resume_time(&self.moment);
+        process.generation = super::files::uuid();
         let passed = self.taken.elapsed();
         for thread in process.threads.iter_mut() {
             if let Status::Blocked(pending) = &mut thread.status {

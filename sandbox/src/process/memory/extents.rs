@@ -60,11 +60,6 @@ impl Extents {
         std::mem::take(&mut self.fresh)
     }
 
-    /// Bytes of guest-physical memory that have a memslot.
-    pub(super) fn covered(&self) -> u64 {
-        self.covered
-    }
-
     /// Bytes of guest-physical memory that are given away.
     pub(super) fn used(&self) -> u64 {
         self.next

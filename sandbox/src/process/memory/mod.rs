@@ -189,6 +189,13 @@ impl AddressSpace {
         self.heap
     }
 
+    /// How many pages of `start..end` the tables let be executed.
+    #[cfg(test)]
+    pub(crate) fn executable_pages(&self, start: u64, end: u64) -> usize {
+        let found = |page| self.tables.find(&self.region, page).is_some_and(|(_, exec)| exec);
+        (start..end).step_by(PAGE as usize).filter(|&page| found(page)).count()
+    }
+
     /// What the host has behind a page, whatever the mappings say.
     #[cfg(test)]
     pub(crate) fn peek(&self, page: u64, bytes: &mut [u8]) -> bool {

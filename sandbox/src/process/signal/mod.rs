@@ -27,7 +27,6 @@ impl Signal {
     pub(crate) const ALRM: Self = Self(14);
     pub(crate) const XFSZ: Self = Self(25);
     pub(crate) const STOP: Self = Self(19);
-    pub(crate) const SYS: Self = Self(31);
     const FIRST_REAL_TIME: u8 = 32;
 
     pub(crate) fn new(number: u64) -> Option<Self> {
@@ -210,8 +209,6 @@ impl Pending {
 pub(crate) const DEFAULT: u64 = 0;
 /// `SIG_IGN`.
 pub(crate) const IGNORE: u64 = 1;
-/// `SA_*` flags that matter here.
-pub(crate) const SA_SIGINFO_RESTORER: u64 = 0x0400_0000;
 pub(crate) const SA_ONSTACK: u64 = 0x0800_0000;
 pub(crate) const SA_RESTART: u64 = 0x1000_0000;
 pub(crate) const SA_NODEFER: u64 = 0x4000_0000;
@@ -357,7 +354,7 @@ mod tests {
     #[test]
     fn names_are_the_usual_ones() {
         assert_eq!(Signal::SEGV.name(), "SIGSEGV");
-        assert_eq!(Signal::SYS.name(), "SIGSYS");
+        assert_eq!(Signal(31).name(), "SIGSYS");
         assert_eq!(Signal::new(34).unwrap().name(), "SIGRT2");
         assert_eq!(Signal::new(0), None);
         assert_eq!(Signal::new(65), None);

@@ -1,5 +1,6 @@
 //! Sandboxes that start from an image of the program at its first wait for input, and go back to it.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use novum_sandbox::{Error, ExitStatus, Image, Input, Invocation, Output, Renewal
 use super::{Log, Run, compile, has_kvm, has_program};
 
 /// A program that is prepared once.
-struct Warm {
+pub(crate) struct Warm {
     image: Arc<dyn Image>,
     _dir: tempfile::TempDir,
 }
@@ -28,20 +29,24 @@ fn call(input: &[u8], env: &[(&str, &str)], within: Duration) -> Invocation {
 const SOON: Duration = Duration::from_secs(20);
 
 impl Warm {
-    async fn c(source: &str, flags: &[&str]) -> Self {
+    pub(crate) async fn c(source: &str, flags: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let program = compile(dir.path(), source, flags);
         let run = if flags.contains(&"-static") { Run::new() } else { Run::new().with_libraries() };
         Self { image: run.prepare(&program).await.unwrap(), _dir: dir }
     }
 
-    async fn python(script: &str) -> Option<Self> {
+    pub(crate) async fn python(script: &str) -> Option<Self> {
         let python = std::fs::canonicalize("/usr/bin/python3").ok()?;
         let image = Run::new().args(&["-I", "-c", script]).with_libraries().prepare(&python).await.unwrap();
         Some(Self { image, _dir: tempfile::tempdir().unwrap() })
     }
 
-    async fn start(&self) -> Box<dyn Sandbox> {
+    pub(crate) async fn of(program: &Path) -> Self {
+        Self { image: Run::new().prepare(program).await.unwrap(), _dir: tempfile::tempdir().unwrap() }
+    }
+
+    pub(crate) async fn start(&self) -> Box<dyn Sandbox> {
         assert_eq!(self.image.renewal(), Renewal::Reset, "the program has an image");
         self.image.clone().start().await.unwrap()
     }
@@ -53,7 +58,7 @@ async fn ask(sandbox: &mut Box<dyn Sandbox>, input: &[u8]) -> Reply {
     reply
 }
 
-async fn text(sandbox: &mut Box<dyn Sandbox>, input: &[u8]) -> String {
+pub(crate) async fn text(sandbox: &mut Box<dyn Sandbox>, input: &[u8]) -> String {
     let reply = ask(sandbox, input).await;
     assert_eq!(reply.exit, ExitStatus::Code(0), "{}", String::from_utf8_lossy(&reply.output));
     String::from_utf8(reply.output.to_vec()).unwrap()

@@ -7,6 +7,7 @@ mod images;
 mod programs;
 mod static_programs;
 mod table;
+mod unique;
 
 use std::io::Write;
 use std::path::Path;

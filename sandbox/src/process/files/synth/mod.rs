@@ -127,10 +127,6 @@ pub(crate) struct Planted {
     pub(crate) process: NodeId,
     /// `/proc/<pid>/task`.
     pub(crate) tasks: NodeId,
-    /// `/proc/<pid>/fd`.
-    pub(crate) fds: NodeId,
-    /// `/proc/<pid>/fdinfo`.
-    pub(crate) fdinfo: NodeId,
 }
 
 const DEVICES: &[(&str, Device, u32, u32)] = &[
@@ -197,12 +193,9 @@ fn plant_process(tree: &mut Tree, pid: u32) -> Planted {
         let node = Node::new(libc::S_IFDIR | 0o555, Body::Synth(Synth::Live(live)));
         tree.plant(dir, name.as_bytes(), node)
     };
-    Planted {
-        process: dir,
-        fds: live("fd", Live::Fds),
-        fdinfo: live("fdinfo", Live::FdInfo),
-        tasks: live("task", Live::Tasks),
-    }
+    live("fd", Live::Fds);
+    live("fdinfo", Live::FdInfo);
+    Planted { process: dir, tasks: live("task", Live::Tasks) }
 }
 
 /// The texts of one thread's directory, by name.

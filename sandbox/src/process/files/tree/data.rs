@@ -20,8 +20,6 @@ const PAGE_BYTES: u64 = 4096;
 pub(crate) struct Mapping {
     /// What to map.
     pub(crate) fd: Arc<OwnedFd>,
-    /// Whether a shared mapping of it may be writable.
-    pub(crate) writable: bool,
 }
 
 fn pages(size: u64) -> u64 {
@@ -304,13 +302,13 @@ impl Tree {
             self.make_private(id, u64::MAX).map_err(no_device)?;
         }
         match self.content(id).map_err(no_device)? {
-            Content::Lower(_) => Ok(Mapping { fd: self.host_file(id)?, writable: false }),
-            Content::Host(fd) => Ok(Mapping { fd: fd.clone(), writable: false }),
-            Content::Memfd { fd, .. } => Ok(Mapping { fd: fd.clone(), writable: write }),
+            Content::Lower(_) => Ok(Mapping { fd: self.host_file(id)? }),
+            Content::Host(fd) => Ok(Mapping { fd: fd.clone() }),
+            Content::Memfd { fd, .. } => Ok(Mapping { fd: fd.clone() }),
             Content::Bytes(bytes) => {
                 let (fd, epoch) = (new_memfd(bytes)?, self.epoch);
                 self.edit(id).body = Body::File(Content::Memfd { fd: fd.clone(), epoch });
-                Ok(Mapping { fd, writable: write })
+                Ok(Mapping { fd })
             }
         }
     }

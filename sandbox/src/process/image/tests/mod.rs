@@ -77,7 +77,14 @@ fn describe(process: &mut Process) -> String {
         let file = vma.file.as_ref().map(|part| (part.file.name.as_str(), part.offset, part.shared));
         let flags = (vma.placed, vma.grows_down, vma.stack, vma.label);
         let digest = digest(process, start, vma.end, vma.prot.accessible());
-        writeln!(text, "{start:#x}-{:#x} {:?} {file:?} {flags:?} {digest:x?}", vma.end, vma.prot).unwrap();
+        // Pages that the tables let be executed although the mapping does not.
+        let executable = if vma.prot.exec { 0 } else { process.memory.executable_pages(start, vma.end) };
+        writeln!(
+            text,
+            "{start:#x}-{:#x} {:?} {file:?} {flags:?} {digest:x?} {executable}",
+            vma.end, vma.prot
+        )
+        .unwrap();
     }
     for thread in process.threads.iter() {
         let mut thread = thread.clone();
@@ -89,6 +96,7 @@ fn describe(process: &mut Process) -> String {
     }
     writeln!(text, "{:?} {:?} {:?}", process.actions, process.pending, process.futexes).unwrap();
     writeln!(text, "{:?} {:?}", process.timers, process.memory.heap()).unwrap();
+    writeln!(text, "{:?} {}", process.credentials, process.nice).unwrap();
     process.files.set_clock_shift(0);
     writeln!(text, "{}", process.files.inventory()).unwrap();
     process.files.set_clock_shift(process.clock.shift_ns());
@@ -127,7 +135,7 @@ fn run(machine: &mut Machine, input: &str) -> (Ended, Vec<u8>) {
     let said = Arc::new(Mutex::new(Vec::new()));
     machine.process.files.set_console(Box::new(Script { input: input.into(), said: said.clone() }));
     machine.wake_console();
-    let ended = machine.run(Instant::now() + Duration::from_millis(50)).unwrap();
+    let ended = machine.run(Instant::now() + Duration::from_millis(100)).unwrap();
     let said = std::mem::take(&mut *said.lock());
     (ended, said)
 }
@@ -148,8 +156,8 @@ fn after_a_reset_everything_is_as_in_the_image() {
     let mut machine = image.start(control.clone()).unwrap();
     let fresh = describe(&mut machine.process);
     let mut ends = std::collections::BTreeSet::new();
-    let first_words = run(&mut machine, "0").1;
-    for seed in 1..40 {
+    run(&mut machine, "0");
+    for seed in 1..30 {
         if !image.reset(&mut machine).unwrap() {
             ends.insert("worn");
             drop(machine);
@@ -159,7 +167,10 @@ fn after_a_reset_everything_is_as_in_the_image() {
             panic!("after seed {}: {what}", seed - 1);
         }
         let (ended, said) = run(&mut machine, &seed.to_string());
-        assert_eq!(String::from_utf8_lossy(&said), String::from_utf8_lossy(&first_words), "seed {seed}");
+        // On a busy machine the time may be over before the program says anything.
+        let silent = said.is_empty() && matches!(ended, Ended::Deadline);
+        let said = String::from_utf8_lossy(&said);
+        assert!(silent || said == "3f80 37f 0 800000 0 1 0\n", "seed {seed}: {said}");
         ends.insert(match ended {
             Ended::Code(_) => "exit",
             Ended::Fault(_) => "fault",
@@ -199,7 +210,13 @@ fn figures_of_a_reset() {
     let process = &mut machine.process;
     let clocks = process.time.page().cloned();
     let time = |name: &str, work: &mut dyn FnMut()| {
-        let mut all: Vec<_> = (0..1000).map(|_| { let at = Instant::now(); work(); at.elapsed() }).collect();
+        let mut all: Vec<_> = (0..1000)
+            .map(|_| {
+                let at = Instant::now();
+                work();
+                at.elapsed()
+            })
+            .collect();
         all.sort();
         println!("{name}: min {:?} p50 {:?}", all[0], all[500]);
     };
@@ -266,6 +283,11 @@ fn figures(name: &str, image: &Arc<Image>, rounds: usize) {
     }
     for (name, mut times) in all {
         times.sort();
-        println!("    {name}: min {:?} p50 {:?} p90 {:?}", times[0], times[rounds / 2], times[rounds * 9 / 10]);
+        println!(
+            "    {name}: min {:?} p50 {:?} p90 {:?}",
+            times[0],
+            times[rounds / 2],
+            times[rounds * 9 / 10]
+        );
     }
 }
