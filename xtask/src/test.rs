@@ -44,6 +44,8 @@ const IN_THE_RIG: &[&[&str]] = &[
         "novum-sandbox",
         "--test",
         "linux_boot",
+        "--test",
+        "linux_devices",
         "--",
         "--test-threads=1",
     ],
