@@ -117,3 +117,6 @@ const fn build() -> [Option<Handler>; NUMBERS] {
 pub(crate) fn handler(number: u64) -> Option<Handler> {
     usize::try_from(number).ok().and_then(|number| TABLE.get(number).copied().flatten())
 }
+
+#[cfg(test)]
+mod tests;
