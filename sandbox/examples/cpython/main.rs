@@ -114,6 +114,7 @@ fn read(files: &[PathBuf], chosen: &[&Module]) -> Result<Vec<Compared>> {
         all.retain(|old| more.iter().all(|new| new.module != old.module));
         all.extend(more);
     }
+    all.iter_mut().for_each(Compared::look_up);
     let place = |name: &str| chosen.iter().position(|module| module.name == name);
     all.retain(|compared| place(&compared.module).is_some());
     all.sort_by_key(|compared| place(&compared.module));
