@@ -154,7 +154,9 @@ impl Files {
             return Err(Errno::BADF.into());
         }
         let mut position = Self::position(file, at, source.left())?;
+        // A write of nothing does not even move the position.
         if file.flags & APPEND != 0
+            && source.left() > 0
             && let Object::File(node) = file.object
         {
             position = self.tree.node(node).size;

@@ -186,6 +186,15 @@ fn writes_to_the_root_stay_private() {
 }
 
 #[test]
+fn an_append_of_nothing_leaves_the_position() {
+    let mut files = empty();
+    files.put_file("/a", b"text").unwrap();
+    let fd = files.test_open("/a", libc::O_RDWR | libc::O_APPEND).unwrap();
+    assert_eq!(files.test_write(fd, b"").unwrap(), 0);
+    assert_eq!(files.test_read(fd, 9).unwrap(), b"text");
+}
+
+#[test]
 fn readers_see_a_copy_up_through_descriptors_opened_before() {
     let dir = tempfile::tempdir().unwrap();
     host::write(dir.path().join("file"), "host").unwrap();

@@ -85,7 +85,10 @@ impl Real {
         }
         let mut names = Vec::new();
         let again = fs::openat(fd, ".", OFlags::RDONLY, Mode::empty())?;
-        for entry in fs::Dir::read_from(again)? {
+        // Not fs::Dir, to which a directory that was removed is an empty one.
+        let mut buffer = Vec::with_capacity(8192);
+        let mut entries = fs::RawDir::new(again, buffer.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
             names.push(entry?.file_name().to_bytes().to_vec());
         }
         names.sort();
