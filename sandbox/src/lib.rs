@@ -15,6 +15,9 @@ pub mod engine;
 pub mod engines;
 pub mod error;
 pub mod function;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(feature = "vm")]
 pub mod kvm;
 #[cfg(feature = "vm")]

@@ -11,6 +11,8 @@ mod attributes;
 mod children;
 pub(crate) mod credentials;
 mod dirs;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod driver;
 mod fcntl;
 mod futex;
 mod guest;

@@ -224,6 +224,7 @@ fn ftruncate(process: &mut Process, [n, size, ..]: Args) -> Result<Outcome, Errn
 
 fn fallocate(process: &mut Process, [n, mode, start, length, ..]: Args) -> Result<Outcome, Errno> {
     let done = process.files.allocate(fd(n), mode as i32, start as i64, length as i64);
+    done.map_err(|errno| process.note_file_limit(errno)).ok();
     process.done(done)
 }
 

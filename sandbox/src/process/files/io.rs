@@ -387,7 +387,7 @@ impl Files {
             (Ok(start), Ok(length)) if length > 0 => (start, length),
             _ => return Err(Errno::INVAL),
         };
-        let (_, file) = self.open_file(fd)?;
+        let (id, file) = self.open_file(fd)?;
         if !file.writable() {
             return Err(Errno::BADF);
         }
@@ -395,6 +395,10 @@ impl Files {
         let mode = FallocateFlags::from_bits_retain(mode as u32);
         if !known.contains(mode) {
             return Err(Errno::OPNOTSUPP);
+        }
+        let (end, limit) = (start.saturating_add(length), self.table.file_bytes);
+        if !mode.contains(FallocateFlags::KEEP_SIZE) && end > limit && end > self.size(id)? {
+            return Err(Errno::FBIG);
         }
         match &file.object {
             Object::File(node) => self.tree.allocate(*node, mode, start, length),

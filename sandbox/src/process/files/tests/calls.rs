@@ -186,6 +186,18 @@ fn writes_to_the_root_stay_private() {
 }
 
 #[test]
+fn room_is_not_reserved_beyond_the_limit_of_file_sizes() {
+    let mut files = empty();
+    files.put_file("/a", b"text").unwrap();
+    let fd = files.test_open("/a", libc::O_RDWR).unwrap();
+    files.set_file_limit(10);
+    assert_eq!(files.allocate(fd, 0, 5, 6), Err(Errno::FBIG));
+    assert_eq!(files.allocate(fd, libc::FALLOC_FL_KEEP_SIZE, 5, 6), Ok(()));
+    assert_eq!(files.allocate(fd, 0, 5, 5), Ok(()));
+    assert_eq!(files.test_stat("/a").unwrap().size, 10);
+}
+
+#[test]
 fn an_append_of_nothing_leaves_the_position() {
     let mut files = empty();
     files.put_file("/a", b"text").unwrap();
