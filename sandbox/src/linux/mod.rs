@@ -20,6 +20,8 @@ mod sys;
 mod vcpu;
 mod virtio;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use devices::p9::driver::serve as serve_p9;
 pub use devices::{balloon, block, console, net, vsock};
 pub use end::End;
 pub use engine::{DEFAULT_PATH, LinuxEngine};

@@ -17,15 +17,15 @@ const MAX_FIDS: usize = 1 << 14;
 /// Longest path of a fid, as Linux's PATH_MAX.
 const MAX_PATH: usize = 4096;
 
-const VERSION: &[u8] = b"9P2000.L";
-const RLERROR: u8 = 7;
-const TVERSION: u8 = 100;
+pub(super) const VERSION: &[u8] = b"9P2000.L";
+pub(super) const RLERROR: u8 = 7;
+pub(super) const TVERSION: u8 = 100;
 
 /// Handles one kind of message.
-type Serve = fn(&mut Server, &mut Decoder<'_>, &mut Encoder) -> Result<(), Errno>;
+pub(super) type Serve = fn(&mut Server, &mut Decoder<'_>, &mut Encoder) -> Result<(), Errno>;
 
 /// Every message that is served, by its type; the reply's type is one more.
-const MESSAGES: &[(u8, Serve)] = &[
+pub(super) const MESSAGES: &[(u8, Serve)] = &[
     (8, Server::statfs),
     (12, Server::open),
     (14, Server::create),

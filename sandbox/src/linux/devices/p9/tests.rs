@@ -198,4 +198,9 @@ proptest! {
         let reply = server.handle(&message(kind, |m| m.0.extend(&fields)), room);
         prop_assert!(reply.len() <= room);
     }
+
+    #[test]
+    fn no_sequence_of_messages_panics_or_gets_out(bytes in proptest::collection::vec(any::<u8>(), 0..1000)) {
+        crate::linux::devices::p9::driver::serve(&bytes, tempfile::tempdir().unwrap().path());
+    }
 }
