@@ -24,9 +24,9 @@ pub(crate) struct Args {
 /// have built already.
 const IN_THE_RIG: &[&[&str]] = &[
     &[
-        "--workspace",
         "--only",
         "novum-sandbox",
+        "--workspace",
         "--lib",
         "--test",
         "it",
@@ -39,9 +39,9 @@ const IN_THE_RIG: &[&[&str]] = &[
     &[
         "--timeout",
         "1800",
-        "--workspace",
         "--only",
         "novum-sandbox",
+        "--workspace",
         "--test",
         "linux_boot",
         "--test",

@@ -11,56 +11,16 @@ use rustix::io::Errno;
 use super::Process;
 use super::calls::Outcome;
 use super::control::Control;
-use super::fault::{Cause, Refused, Report};
+use super::fault::{Cause, Refused};
 use super::shell::Shell;
-use super::thread::{Base, Pending, Status};
+use super::thread::{Base, Pending, Status, Thread};
 use super::wait::Wait;
 use crate::kvm::entry;
 use crate::kvm::vcpu::{Exit, Vcpu};
-use crate::kvm::vm::VmError;
 
-/// How a run ended.
-#[derive(Debug)]
-pub(crate) enum Ended {
-    /// `exit_group`, or the last thread's `exit`.
-    Code(i32),
-    /// A fault that nobody handled.
-    Fault(Report),
-    /// The deadline passed.
-    Deadline,
-    /// Somebody called [`Control::cancel`].
-    Cancelled,
-    /// More memory than allowed.
-    MemoryLimit,
-    /// It waits for standard input, and [`Machine::run_to_input`] was asked for that.
-    WantsInput,
-}
+mod end;
 
-/// Why a run could not go on through no fault of the program.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum RunError {
-    /// KVM refused something.
-    #[error(transparent)]
-    Vm(#[from] VmError),
-    /// KVM cannot go on.
-    #[error("the vCPU stopped: {0}")]
-    Broken(String),
-    /// A call of the host failed.
-    #[error("{doing}")]
-    Host {
-        /// What was asked.
-        doing: &'static str,
-        /// What it said.
-        #[source]
-        source: std::io::Error,
-    },
-}
-
-impl RunError {
-    pub(super) fn host(doing: &'static str) -> impl FnOnce(std::io::Error) -> Self {
-        move |source| Self::Host { doing, source }
-    }
-}
+pub(crate) use end::{Ended, RunError};
 
 /// Vectors of the CPU's exceptions.
 const GENERAL_PROTECTION: u64 = 13;
@@ -174,9 +134,9 @@ impl Machine {
     /// Lets threads that wait for standard input, output, or each other try again: there is another console now.
     pub(super) fn wake_console(&mut self) {
         self.wake(|wait| wait.input || wait.output || wait.inside);
-        let current = self.process.threads.current();
-        if matches!(&current.status, Status::Blocked(pending) if pending.wait.input || pending.wait.inside) {
-            let id = current.id;
+        let waits = |thread: &&Thread| matches!(&thread.status, Status::Blocked(pending) if pending.wait.input || pending.wait.inside);
+        // It may have ended since it had the CPU, and left the others waiting.
+        if let Some(id) = self.process.threads.last().filter(waits).map(|thread| thread.id) {
             self.process.threads.wake_current_if(id);
         }
     }

@@ -200,8 +200,11 @@ impl Begin {
                     template.setup.live.add(machine.process.memory.region());
                 }
                 Err(error) => {
-                    // The next call finds the thread gone.
                     tracing::warn!(%error, "a sandbox could not be reset");
+                    // Said to the next call, which may be here already.
+                    if let Ok(Job { reply, .. }) = jobs.recv() {
+                        let _ = reply.send(Err(Error::host("bring the sandbox back to its image", error)));
+                    }
                     return;
                 }
             }
@@ -216,8 +219,10 @@ fn renew(
     image: &Arc<Image>,
     control: &Arc<Control>,
 ) -> Result<(Machine, bool), RunError> {
-    if image.reset(&mut machine)? {
-        return Ok((machine, false));
+    match image.reset(&mut machine) {
+        Ok(true) => return Ok((machine, false)),
+        Ok(false) => {}
+        Err(error) => tracing::warn!(%error, "a sandbox could not be reset and is replaced"),
     }
     drop(machine);
     Ok((image.start(control.clone())?, true))

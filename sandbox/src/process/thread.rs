@@ -87,7 +87,7 @@ impl Thread {
     }
 }
 
-/// All threads. There is always a current one.
+/// All threads. There is a current one whenever the program runs; while all wait it may have ended.
 #[derive(Clone, Debug)]
 pub(crate) struct Threads {
     map: BTreeMap<u32, Thread>,
@@ -116,6 +116,11 @@ impl Threads {
     /// The thread that runs or makes a call.
     pub(crate) fn current_mut(&mut self) -> &mut Thread {
         self.map.get_mut(&self.current).expect("the current thread exists")
+    }
+
+    /// The thread that last had the CPU, unless it has ended since.
+    pub(crate) fn last(&self) -> Option<&Thread> {
+        self.map.get(&self.current)
     }
 
     /// The thread with this id.

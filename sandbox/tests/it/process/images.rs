@@ -393,3 +393,30 @@ int main(void) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
+
+#[tokio::test]
+async fn the_thread_that_ran_last_may_have_ended_before_the_image() {
+    if !has_kvm("the_thread_that_ran_last_may_have_ended_before_the_image") {
+        return;
+    }
+    let source = r#"
+        #include <pthread.h>
+        #include <stdio.h>
+        #include <unistd.h>
+        static void *work(void *unused) {
+            for (volatile long i = 0; i < 100 * 1000 * 1000; i++) ;
+            return unused;
+        }
+        int main(void) {
+            pthread_t thread;
+            char line[16];
+            pthread_create(&thread, 0, work, 0);
+            ssize_t n = read(0, line, sizeof line);
+            printf("%zd %d\n", n, pthread_join(thread, 0));
+        }"#;
+    let warm = Warm::c(source, &["-static", "-pthread"]).await;
+    let mut sandbox = warm.start().await;
+    for _ in 0..3 {
+        assert_eq!(text(&mut sandbox, b"abc").await, "3 0\n");
+    }
+}

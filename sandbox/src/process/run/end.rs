@@ -1,0 +1,47 @@
+//! How a run ends, and why one could not go on.
+
+use crate::kvm::vm::VmError;
+use crate::process::fault::Report;
+
+/// How a run ended.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// `exit_group`, or the last thread's `exit`.
+    Code(i32),
+    /// A fault that nobody handled.
+    Fault(Report),
+    /// The deadline passed.
+    Deadline,
+    /// Somebody called `Control::cancel`.
+    Cancelled,
+    /// More memory than allowed.
+    MemoryLimit,
+    /// It waits for standard input, and `Machine::run_to_input` was asked for that.
+    WantsInput,
+}
+
+/// Why a run could not go on through no fault of the program.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RunError {
+    /// KVM refused something.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// KVM cannot go on.
+    #[error("the vCPU stopped: {0}")]
+    Broken(String),
+    /// A call of the host failed.
+    #[error("{doing}")]
+    Host {
+        /// What was asked.
+        doing: &'static str,
+        /// What it said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl RunError {
+    pub(in crate::process) fn host(doing: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Host { doing, source }
+    }
+}
