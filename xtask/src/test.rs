@@ -34,7 +34,6 @@ const IN_THE_RIG: &[&[&str]] = &[
         "process::run",
         "process::programs",
         "process::static_programs",
-        "process::hostile::odd",
     ],
     &[
         "--timeout",
@@ -46,6 +45,10 @@ const IN_THE_RIG: &[&[&str]] = &[
         "linux_boot",
         "--test",
         "linux_devices",
+        "--test",
+        "linux_engine",
+        "--test",
+        "linux_guest",
         "--",
         "--test-threads=1",
     ],
