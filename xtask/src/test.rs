@@ -32,6 +32,7 @@ const IN_THE_RIG: &[&[&str]] = &[
         "it",
         "kvm::measure",
         "process::run",
+        "process::programs",
         "process::static_programs",
     ],
     &[

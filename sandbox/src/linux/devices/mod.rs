@@ -4,6 +4,7 @@ pub mod balloon;
 pub mod block;
 pub mod console;
 pub(crate) mod fs;
+mod messages;
 pub mod net;
 pub(crate) mod p9;
 pub(crate) mod power;

@@ -24,12 +24,22 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Starts a thread of this name.
+    /// Starts a thread of this name that answers requests.
     pub(crate) fn start(name: &str, rings: Vec<Ring>, handler: impl Handler) -> io::Result<Self> {
+        Self::run(name, rings, |rings, stop| serve(rings, handler, stop))
+    }
+
+    /// Starts a thread of this name for a device that waits for more than its rings. `work` gives the rings back soon
+    /// after `stop` is set.
+    pub(crate) fn run(
+        name: &str,
+        rings: Vec<Ring>,
+        work: impl FnOnce(Vec<Ring>, &EventFd) -> Vec<Ring> + Send + 'static,
+    ) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let stopped = stop.try_clone()?;
-        let work = move || serve(rings, handler, &stopped);
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work)?;
+        let thread =
+            std::thread::Builder::new().name(name.to_owned()).spawn(move || work(rings, &stopped))?;
         Ok(Self { stop, thread })
     }
 

@@ -15,7 +15,6 @@ mod tests;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -23,8 +22,8 @@ use virtio_queue::Queue;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::linux::layout::PAGE;
-use crate::linux::virtio::ring::{Interrupt, Ring};
-use crate::linux::virtio::{Activation, VirtioDevice, read_config_bytes};
+use crate::linux::virtio::ring::Interrupt;
+use crate::linux::virtio::{Activation, VirtioDevice, Worker, read_config_bytes};
 use serve::{Role, serve};
 
 const DEVICE_ID: u32 = 5;
@@ -139,17 +138,12 @@ impl Balloon {
 /// The device.
 pub(crate) struct BalloonDevice {
     balloon: Balloon,
-    running: Option<Running>,
-}
-
-struct Running {
-    stop: EventFd,
-    thread: JoinHandle<Vec<Ring>>,
+    worker: Option<Worker>,
 }
 
 impl BalloonDevice {
     pub(crate) fn new(balloon: Balloon) -> Self {
-        Self { balloon, running: None }
+        Self { balloon, worker: None }
     }
 }
 
@@ -179,24 +173,19 @@ impl VirtioDevice for BalloonDevice {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        let stop = EventFd::new(EFD_NONBLOCK)?;
-        let (stopped, balloon) = (stop.try_clone()?, self.balloon.clone());
+        let balloon = self.balloon.clone();
         // Queues of features that were not accepted are not there, and the later ones move up (§5.5.2).
         let mut roles = vec![Role::Inflate, Role::Deflate];
         roles.extend((activation.features & STATISTICS != 0).then_some(Role::Statistics));
         roles.extend((activation.features & REPORTING != 0).then_some(Role::Report));
         *self.balloon.0.interrupt.lock() = Some(activation.interrupt);
-        let work = move || serve(activation.rings, &roles, &balloon.0, &stopped);
-        let thread = std::thread::Builder::new().name("virtio-balloon".into()).spawn(work)?;
-        self.running = Some(Running { stop, thread });
+        let work = move |rings, stop: &EventFd| serve(rings, &roles, &balloon.0, stop);
+        self.worker = Some(Worker::run("virtio-balloon", activation.rings, work)?);
         Ok(())
     }
 
     fn pause(&mut self) -> Vec<Queue> {
         *self.balloon.0.interrupt.lock() = None;
-        let Some(Running { stop, thread }) = self.running.take() else { return Vec::new() };
-        // The counter of an eventfd does not overflow by one.
-        let _ = stop.write(1);
-        thread.join().unwrap_or_default().into_iter().map(Ring::into_queue).collect()
+        self.worker.take().map(Worker::stop).unwrap_or_default()
     }
 }

@@ -13,14 +13,13 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::linux::virtio::ring::{Interrupt, Ring};
-use crate::linux::virtio::{Activation, VirtioDevice, read_config_bytes, worker};
+use crate::linux::virtio::{Activation, VirtioDevice, Worker, read_config_bytes, worker};
 
 const DEVICE_ID: u32 = 3;
 /// Receive, transmit.
@@ -94,17 +93,12 @@ impl Console {
 /// The device.
 pub(crate) struct ConsoleDevice {
     console: Console,
-    running: Option<Running>,
-}
-
-struct Running {
-    stop: EventFd,
-    thread: JoinHandle<Vec<Ring>>,
+    worker: Option<Worker>,
 }
 
 impl ConsoleDevice {
     pub(crate) fn new(console: Console) -> Self {
-        Self { console, running: None }
+        Self { console, worker: None }
     }
 }
 
@@ -128,21 +122,16 @@ impl VirtioDevice for ConsoleDevice {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        let stop = EventFd::new(EFD_NONBLOCK)?;
-        let (stopped, console) = (stop.try_clone()?, self.console.clone());
+        let console = self.console.clone();
         *self.console.0.interrupt.lock() = Some((activation.interrupt, false));
-        let work = move || serve(activation.rings, &console.0, &stopped);
-        let thread = std::thread::Builder::new().name("virtio-console".into()).spawn(work)?;
-        self.running = Some(Running { stop, thread });
+        let work = move |rings, stop: &EventFd| serve(rings, &console.0, stop);
+        self.worker = Some(Worker::run("virtio-console", activation.rings, work)?);
         Ok(())
     }
 
     fn pause(&mut self) -> Vec<Queue> {
         *self.console.0.interrupt.lock() = None;
-        let Some(Running { stop, thread }) = self.running.take() else { return Vec::new() };
-        // The counter of an eventfd does not overflow by one.
-        let _ = stop.write(1);
-        thread.join().unwrap_or_default().into_iter().map(Ring::into_queue).collect()
+        self.worker.take().map(Worker::stop).unwrap_or_default()
     }
 }
 

@@ -1,7 +1,7 @@
 //! virtio-fs: one shared directory, by FUSE messages on a ring, without a daemon.
 //!
 //! ```text
-//! hiprio and request ring ── Requests (this file) ── Server (server.rs) ──┬─ names.rs    lookup, create, rename, remove
+//! hiprio and request ring ── Messages (messages.rs) ── Server (server.rs) ──┬─ names.rs    lookup, create, rename, remove
 //!                            bytes in, bytes out      dispatch            ├─ content.rs  open, read, write, readdir
 //!                                                     nodes.rs: node ids  └─ attr.rs     getattr, setattr, statfs
 //! share/: the host's side, which no path leaves
@@ -16,14 +16,14 @@ mod names;
 mod nodes;
 mod server;
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use virtio_queue::Queue;
 
-use crate::linux::memory::Memory;
-use crate::linux::virtio::{Activation, Chain, Handler, VirtioDevice, Worker, read_config_bytes};
+use crate::linux::devices::messages::{self, Messages};
+use crate::linux::virtio::{Activation, VirtioDevice, Worker, read_config_bytes};
 use crate::share::Share;
 use server::{MAX_REQUEST, Server};
 
@@ -71,7 +71,7 @@ impl VirtioDevice for Fs {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        self.worker = Some(Worker::start("virtio-fs", activation.rings, Requests(self.server.clone()))?);
+        self.worker = Some(Worker::start("virtio-fs", activation.rings, Messages(self.server.clone()))?);
         Ok(())
     }
 
@@ -80,18 +80,10 @@ impl VirtioDevice for Fs {
     }
 }
 
-struct Requests(Arc<Mutex<Server>>);
+impl messages::Server for Server {
+    const MAX_REQUEST: usize = MAX_REQUEST;
 
-impl Handler for Requests {
-    fn handle(&mut self, _: usize, chain: Chain, memory: &Memory) -> u32 {
-        let (Ok(mut reader), Ok(mut writer)) = (chain.clone().reader(memory), chain.writer(memory)) else {
-            return 0;
-        };
-        let mut request = vec![0; reader.available_bytes().min(MAX_REQUEST)];
-        if reader.read_exact(&mut request).is_err() {
-            return 0;
-        }
-        let reply = self.0.lock().handle(&request, writer.available_bytes());
-        writer.write_all(&reply).map_or(0, |()| reply.len() as u32)
+    fn handle(&mut self, request: &[u8], room: usize) -> Vec<u8> {
+        Self::handle(self, request, room)
     }
 }

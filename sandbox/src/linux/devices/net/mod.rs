@@ -17,14 +17,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use virtio_queue::Queue;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::linux::sys;
-use crate::linux::virtio::ring::Ring;
-use crate::linux::virtio::{Activation, VirtioDevice, read_config_bytes};
+use crate::linux::virtio::{Activation, VirtioDevice, Worker, read_config_bytes};
 
 const DEVICE_ID: u32 = 1;
 /// Receive, transmit.
@@ -116,17 +114,12 @@ impl Net {
 /// The device.
 pub(crate) struct NetDevice {
     net: Net,
-    running: Option<Running>,
-}
-
-struct Running {
-    stop: EventFd,
-    thread: JoinHandle<Vec<Ring>>,
+    worker: Option<Worker>,
 }
 
 impl NetDevice {
     pub(crate) fn new(net: Net) -> Self {
-        Self { net, running: None }
+        Self { net, worker: None }
     }
 }
 
@@ -150,18 +143,13 @@ impl VirtioDevice for NetDevice {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        let stop = EventFd::new(EFD_NONBLOCK)?;
-        let (stopped, net) = (stop.try_clone()?, self.net.clone());
-        let work = move || serve::serve(activation.rings, &net.0.tap, &stopped);
-        let thread = std::thread::Builder::new().name("virtio-net".into()).spawn(work)?;
-        self.running = Some(Running { stop, thread });
+        let net = self.net.clone();
+        let work = move |rings, stop: &EventFd| serve::serve(rings, &net.0.tap, stop);
+        self.worker = Some(Worker::run("virtio-net", activation.rings, work)?);
         Ok(())
     }
 
     fn pause(&mut self) -> Vec<Queue> {
-        let Some(Running { stop, thread }) = self.running.take() else { return Vec::new() };
-        // The counter of an eventfd does not overflow by one.
-        let _ = stop.write(1);
-        thread.join().unwrap_or_default().into_iter().map(Ring::into_queue).collect()
+        self.worker.take().map(Worker::stop).unwrap_or_default()
     }
 }

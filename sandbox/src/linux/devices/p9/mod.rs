@@ -1,9 +1,9 @@
 //! virtio-9p: one shared directory, over 9P2000.L.
 //!
 //! ```text
-//! ring ── Requests (this file) ── Server (server.rs) ──┬─ names.rs   walk, create, link, rename, remove
-//!          bytes in, bytes out      fids, dispatch     ├─ content.rs open, read, write, readdir, locks
-//!                                                      └─ attr.rs    getattr, setattr, statfs
+//! ring ── Messages (messages.rs) ── Server (server.rs) ──┬─ names.rs   walk, create, link, rename, remove
+//!         bytes in, bytes out       fids, dispatch       ├─ content.rs open, read, write, readdir, locks
+//!                                                        └─ attr.rs    getattr, setattr, statfs
 //! wire.rs: numbers and strings of the protocol         share/: the host's side, which no path leaves
 //! ```
 //! Sources: VIRTIO 1.2 §5.9 (9P transport, device id 9); the protocol is 9P2000.L as Linux's client speaks it
@@ -18,14 +18,14 @@ mod names;
 mod server;
 pub(crate) mod wire;
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use virtio_queue::Queue;
 
-use crate::linux::memory::Memory;
-use crate::linux::virtio::{Activation, Chain, Handler, VirtioDevice, Worker, read_config_bytes};
+use crate::linux::devices::messages::{self, Messages};
+use crate::linux::virtio::{Activation, VirtioDevice, Worker, read_config_bytes};
 use crate::share::Share;
 pub(crate) use server::join;
 use server::{MAX_MESSAGE, Server};
@@ -72,7 +72,7 @@ impl VirtioDevice for P9 {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        self.worker = Some(Worker::start("virtio-9p", activation.rings, Requests(self.server.clone()))?);
+        self.worker = Some(Worker::start("virtio-9p", activation.rings, Messages(self.server.clone()))?);
         Ok(())
     }
 
@@ -81,18 +81,10 @@ impl VirtioDevice for P9 {
     }
 }
 
-struct Requests(Arc<Mutex<Server>>);
+impl messages::Server for Server {
+    const MAX_REQUEST: usize = MAX_MESSAGE;
 
-impl Handler for Requests {
-    fn handle(&mut self, _: usize, chain: Chain, memory: &Memory) -> u32 {
-        let (Ok(mut reader), Ok(mut writer)) = (chain.clone().reader(memory), chain.writer(memory)) else {
-            return 0;
-        };
-        let mut request = vec![0; reader.available_bytes().min(MAX_MESSAGE)];
-        if reader.read_exact(&mut request).is_err() {
-            return 0;
-        }
-        let reply = self.0.lock().handle(&request, writer.available_bytes());
-        writer.write_all(&reply).map_or(0, |()| reply.len() as u32)
+    fn handle(&mut self, request: &[u8], room: usize) -> Vec<u8> {
+        Self::handle(self, request, room)
     }
 }

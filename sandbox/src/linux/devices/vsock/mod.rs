@@ -18,13 +18,12 @@ mod tests;
 
 use std::io;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::linux::virtio::ring::Ring;
-use crate::linux::virtio::{Activation, VirtioDevice, read_config_bytes, worker};
+use crate::linux::virtio::{Activation, VirtioDevice, Worker, read_config_bytes, worker};
 
 pub use stream::{Listener, Stream, Vsock};
 
@@ -37,18 +36,13 @@ const TX: usize = 1;
 /// The device.
 pub(crate) struct VsockDevice {
     vsock: Vsock,
-    running: Option<Running>,
-}
-
-struct Running {
-    stop: EventFd,
-    thread: JoinHandle<Vec<Ring>>,
+    worker: Option<Worker>,
 }
 
 impl VsockDevice {
     /// Serves the connections of `vsock`.
     pub(crate) fn new(vsock: Vsock) -> Self {
-        Self { vsock, running: None }
+        Self { vsock, worker: None }
     }
 }
 
@@ -70,19 +64,14 @@ impl VirtioDevice for VsockDevice {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        let stop = EventFd::new(EFD_NONBLOCK)?;
-        let (stopped, vsock) = (stop.try_clone()?, self.vsock.clone());
-        let work = move || serve(activation.rings, &vsock, &stopped);
-        let thread = std::thread::Builder::new().name("virtio-vsock".into()).spawn(work)?;
-        self.running = Some(Running { stop, thread });
+        let vsock = self.vsock.clone();
+        let work = move |rings, stop: &EventFd| serve(rings, &vsock, stop);
+        self.worker = Some(Worker::run("virtio-vsock", activation.rings, work)?);
         Ok(())
     }
 
     fn pause(&mut self) -> Vec<Queue> {
-        let Some(Running { stop, thread }) = self.running.take() else { return Vec::new() };
-        // The counter of an eventfd does not overflow by one.
-        let _ = stop.write(1);
-        thread.join().unwrap_or_default().into_iter().map(Ring::into_queue).collect()
+        self.worker.take().map(Worker::stop).unwrap_or_default()
     }
 }
 
