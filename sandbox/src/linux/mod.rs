@@ -18,6 +18,7 @@ pub mod machine;
 mod memory;
 mod sys;
 mod vcpu;
+#[cfg_attr(not(test), allow(dead_code, reason = "states of devices are used once machines are saved"))]
 mod virtio;
 
 #[cfg(feature = "fuzzing")]
@@ -27,6 +28,7 @@ pub use end::End;
 pub use engine::{DEFAULT_PATH, LinuxEngine};
 pub use error::Error;
 pub use machine::{Device, Machine, MachineConfig};
+pub use virtio::StateError;
 
 /// Whether this machine can run the engine; `Err` says why not and what to do.
 ///

@@ -56,18 +56,22 @@ const NEEDS_RESET: u32 = 64;
 
 /// One device with its registers.
 pub(crate) struct Transport {
-    device: Box<dyn VirtioDevice>,
+    pub(super) device: Box<dyn VirtioDevice>,
     memory: Arc<Memory>,
-    interrupt: Interrupt,
+    pub(super) interrupt: Interrupt,
     /// For each queue: what its kick writes to.
     kicks: Vec<EventFd>,
-    queues: Vec<Queue>,
-    active: bool,
-    status: u32,
-    queue: u32,
-    device_features_half: u32,
-    driver_features_half: u32,
-    driver_features: u64,
+    /// As the driver set them up and the device left them; not those in use while the device is active.
+    pub(super) queues: Vec<Queue>,
+    /// The driver has started the device: it is active, or paused.
+    pub(super) started: bool,
+    /// The device has the rings.
+    pub(super) active: bool,
+    pub(super) status: u32,
+    pub(super) queue: u32,
+    pub(super) device_features_half: u32,
+    pub(super) driver_features_half: u32,
+    pub(super) driver_features: u64,
 }
 
 impl Transport {
@@ -104,6 +108,7 @@ impl Transport {
             interrupt,
             kicks,
             queues,
+            started: false,
             active: false,
             status: 0,
             queue: 0,
@@ -119,10 +124,16 @@ impl Transport {
             self.interrupt.set_stopping(true);
             self.queues = self.device.pause();
             self.interrupt.set_stopping(false);
+            if self.queues.len() != self.kicks.len() {
+                // Its thread is gone, and the rings with it.
+                self.queues = new_queues(self.device.queue_sizes());
+                self.started = false;
+                self.status |= NEEDS_RESET;
+            }
         }
     }
 
-    fn features(&self) -> u64 {
+    pub(super) fn features(&self) -> u64 {
         self.device.features() | COMMON_FEATURES
     }
 
@@ -180,7 +191,7 @@ impl Transport {
 
     /// A queue can be changed until the driver is ready.
     fn write_queue_register(&mut self, offset: u64, value: u32) {
-        if self.active {
+        if self.started {
             return;
         }
         let Some(queue) = self.queues.get_mut(self.queue as usize) else { return };
@@ -209,7 +220,7 @@ impl Transport {
         }
         let ready = value & DRIVER_OK != 0 && self.status & DRIVER_OK == 0 && value & FEATURES_OK != 0;
         self.status = value | self.status & NEEDS_RESET;
-        if ready && !self.active && self.activate().is_err() {
+        if ready && !self.started && self.activate().is_err() {
             self.status |= NEEDS_RESET;
         }
     }
@@ -228,12 +239,13 @@ impl Transport {
         }
         let (features, interrupt) = (self.driver_features, self.interrupt.clone());
         self.device.activate(Activation { rings, features, interrupt })?;
-        self.active = true;
+        (self.started, self.active) = (true, true);
         Ok(())
     }
 
     fn reset(&mut self) {
         self.pause();
+        self.started = false;
         self.queues = new_queues(self.device.queue_sizes());
         self.interrupt.acknowledge(u32::MAX);
         (self.status, self.queue, self.driver_features) = (0, 0, 0);

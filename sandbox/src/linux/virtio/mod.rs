@@ -10,13 +10,16 @@
 
 pub(crate) mod mmio;
 pub(crate) mod ring;
+pub(crate) mod state;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod worker;
 
+use novum_snapshot::{Snapshot, Writer};
 use virtio_queue::Queue;
 
 pub(crate) use ring::{Activation, Chain};
+pub use state::StateError;
 pub(crate) use worker::{Handler, Worker};
 
 /// VIRTIO_F_VERSION_1: not a legacy device.
@@ -47,6 +50,21 @@ pub(crate) trait VirtioDevice: Send {
     fn activate(&mut self, activation: Activation) -> std::io::Result<()>;
     /// Stops working and gives the rings back, in their order; none where it was not active.
     fn pause(&mut self) -> Vec<Queue>;
+    /// Puts what it keeps beside its rings into sections of `owner`; only while it is paused. Most devices keep nothing.
+    ///
+    /// # Errors
+    /// [`StateError`]
+    fn save(&self, _owner: &str, _to: &mut Writer) -> Result<(), StateError> {
+        Ok(())
+    }
+    /// Becomes what was saved; only before it is activated. What was given at its making (share, disk, CID, MAC) stays as
+    /// given. The sections are a stranger's word.
+    ///
+    /// # Errors
+    /// [`StateError`]; the device is then of no more use.
+    fn restore(&mut self, _owner: &str, _from: &Snapshot) -> Result<(), StateError> {
+        Ok(())
+    }
 }
 
 /// Copies the part of `config` at `offset` into `data`, zeroes behind its end.

@@ -61,6 +61,20 @@ impl Interrupt {
         let _ = self.event.write(1);
     }
 
+    /// Registers as a snapshot has them.
+    pub(crate) fn restore(&self, status: u32, generation: u32) {
+        self.status.store(status, Ordering::SeqCst);
+        self.generation.store(generation, Ordering::SeqCst);
+    }
+
+    /// Raises it again where the driver has not acknowledged it; once more than needed does no harm.
+    pub(crate) fn repeat(&self) {
+        if self.status() != 0 {
+            // It only fails where the counter would overflow: then it is raised already.
+            let _ = self.event.write(1);
+        }
+    }
+
     /// The register InterruptStatus.
     pub(crate) fn status(&self) -> u32 {
         self.status.load(Ordering::SeqCst)

@@ -1,15 +1,19 @@
 //! A driver for tests: it works a device through its registers and rings as a guest would, well or badly.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 
+use novum_snapshot::{Host, Snapshot, State, Store, Writer};
 use proptest::prelude::*;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde::de::{Deserialize, Deserializer};
+use serde::ser::{Serialize, SerializeTuple, Serializer};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::mmio::{DRIVER_OK, FEATURES_OK, Transport, register};
 use super::ring::{CONFIG_CHANGED, Interrupt};
-use super::{VERSION_1, VirtioDevice};
+use super::{StateError, VERSION_1, VirtioDevice};
 use crate::linux::bus::BusDevice;
 use crate::linux::memory::{self, Memory};
 use crate::linux::sys::borrow_eventfd;
@@ -50,6 +54,63 @@ pub(crate) fn pieces() -> impl Strategy<Value = Vec<Piece>> {
         1 => (address, length, 0u16..8, 0u16..6).prop_map(|(a, l, f, n)| Piece::Raw(a, l, f, n)),
     ];
     proptest::collection::vec(piece, 1..6)
+}
+
+/// Whose sections they are in tests.
+pub(crate) const OWNER: &str = "virtio0";
+
+/// A snapshot of nothing but sections.
+pub(crate) struct Saved {
+    pub(crate) snapshot: Snapshot,
+    store: Store,
+    _folder: Arc<tempfile::TempDir>,
+}
+
+impl Saved {
+    pub(crate) fn new<E>(save: impl FnOnce(&mut Writer) -> Result<(), E>) -> Result<Self, E> {
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+        let store = Store::open(folder.path().join("store")).unwrap();
+        let mut writer = Writer::base(&store, Host::new([""; 0])).unwrap();
+        save(&mut writer)?;
+        let digest = writer.publish().unwrap();
+        let snapshot = Snapshot::open(&store, &digest).unwrap();
+        Ok(Self { snapshot, store, _folder: Arc::new(folder) })
+    }
+
+    /// The same, with `change` done to the bytes of the section `S`.
+    pub(crate) fn changed<S: State>(&self, change: impl FnOnce(&mut Vec<u8>)) -> Self {
+        let sections = self.snapshot.sections();
+        let section = sections.iter().find(|section| section.kind == S::KIND).unwrap();
+        let mut bytes = section.bytes.to_vec();
+        change(&mut bytes);
+        let mut writer = Writer::diff(&self.store, self.snapshot.host(), &self.snapshot).unwrap();
+        writer.put(section.owner, &Raw::<S>(bytes, PhantomData)).unwrap();
+        let snapshot = Snapshot::open(&self.store, &writer.publish().unwrap()).unwrap();
+        Self { snapshot, store: self.store.clone(), _folder: self._folder.clone() }
+    }
+}
+
+/// Bytes that pass as a section of `S`.
+struct Raw<S>(Vec<u8>, PhantomData<S>);
+
+impl<S> Serialize for Raw<S> {
+    fn serialize<T: Serializer>(&self, to: T) -> Result<T::Ok, T::Error> {
+        // A tuple of bytes is written as they are.
+        let mut tuple = to.serialize_tuple(self.0.len())?;
+        self.0.iter().try_for_each(|byte| tuple.serialize_element(byte))?;
+        tuple.end()
+    }
+}
+
+impl<'de, S> Deserialize<'de> for Raw<S> {
+    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        Err(serde::de::Error::custom("only written"))
+    }
+}
+
+impl<S: State> State for Raw<S> {
+    const KIND: &'static str = S::KIND;
+    const VERSION: u32 = S::VERSION;
 }
 
 /// A device with its driver.
@@ -123,6 +184,11 @@ impl Driver {
         self.transport.read(offset, data);
     }
 
+    /// Its registers.
+    pub(crate) fn transport(&mut self) -> &mut Transport {
+        &mut self.transport
+    }
+
     /// Kicks a queue.
     pub(crate) fn kick(&self, queue: usize) {
         self.kicks[queue % self.kicks.len()].write(1).unwrap();
@@ -170,7 +236,22 @@ impl Driver {
     /// As before a snapshot and after it.
     pub(crate) fn pause_and_resume(&mut self) {
         self.transport.pause();
-        self.transport.activate().unwrap();
+        self.transport.resume().unwrap();
+    }
+
+    /// Stops the device and saves it with its registers.
+    pub(crate) fn save(&mut self) -> Saved {
+        self.transport.pause();
+        Saved::new(|to| self.transport.save(OWNER, to)).unwrap()
+    }
+
+    /// Goes on with `device` in the place of the one that was saved, behind new registers.
+    pub(crate) fn restore(&mut self, device: Box<dyn VirtioDevice>, saved: &Saved) -> Result<(), StateError> {
+        let copies = self.kicks.iter().map(|kick| kick.try_clone().unwrap()).collect();
+        let line = Interrupt::new(self.interrupt.try_clone().unwrap());
+        self.transport = Transport::new(device, self.memory.clone(), line, copies);
+        self.transport.restore(OWNER, &saved.snapshot)?;
+        self.transport.resume().map_err(StateError::host(OWNER, "starting"))
     }
 
     /// Makes a request on the first queue and waits for its answer.
