@@ -9,6 +9,8 @@ use std::time::Duration;
 
 /// Less than this and no function of any size would run.
 const LEAST_BUDGET_BYTES: u64 = 16 << 20;
+/// Less than this and hardly one image would fit.
+const LEAST_SNAPSHOT_BYTES: u64 = 16 << 20;
 
 /// Where a gateway listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +83,10 @@ pub struct ServeConfig {
     pub max_memory_bytes: u64,
     /// What all sandboxes together may hold: pages that only they have, and the kernel's part.
     pub memory_budget_bytes: u64,
+    /// What the store of snapshots may take on the disk.
+    pub max_snapshot_bytes: u64,
+    /// How long a snapshot stays that nothing refers to and nobody uses.
+    pub keep_snapshots: Duration,
 }
 
 impl ServeConfig {
@@ -105,6 +111,8 @@ impl ServeConfig {
             max_sandboxes: 1000,
             max_memory_bytes: 4 << 30,
             memory_budget_bytes: crate::budget::default_limit_bytes(),
+            max_snapshot_bytes: 16 << 30,
+            keep_snapshots: Duration::from_secs(24 * 3600),
         }
     }
 
@@ -134,6 +142,9 @@ impl ServeConfig {
         }
         if self.memory_budget_bytes < LEAST_BUDGET_BYTES {
             return refuse("memory-budget", "must be at least 16MiB");
+        }
+        if self.max_snapshot_bytes < LEAST_SNAPSHOT_BYTES {
+            return refuse("max-snapshots", "must be at least 16MiB");
         }
         if let Some(path) = self.allow_shares.iter().find(|path| !path.is_absolute()) {
             return refuse("allow-share", &format!("{} is not an absolute path", path.display()));
@@ -171,12 +182,13 @@ mod tests {
         let good = ServeConfig::new("/tmp/x");
         assert_eq!(good.check(), Ok(()));
         type Spoil = fn(&mut ServeConfig);
-        let cases: [(&str, Spoil); 6] = [
+        let cases: [(&str, Spoil); 7] = [
             ("listen", |c| c.listen.clear()),
             ("workers", |c| c.workers = 0),
             ("max-payload", |c| c.max_payload_bytes = 0),
             ("keep-versions", |c| c.keep_versions = 0),
             ("memory-budget", |c| c.memory_budget_bytes = 1 << 20),
+            ("max-snapshots", |c| c.max_snapshot_bytes = 0),
             ("allow-share", |c| c.allow_shares.push("x".into())),
         ];
         for (option, spoil) in cases {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use novum_sandbox::engines::EngineConfig;
 use novum_sandbox::{Artifact, Function, FunctionName};
+use novum_snapshot::{Store, StoreError};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,6 +25,7 @@ use crate::logs::{FunctionLog, Logs};
 use crate::metrics::FunctionStats;
 use crate::pool::Pool;
 use crate::registry::{Record, Registry, RegistryError};
+use crate::snapshots::Snapshots;
 use crate::unpack;
 
 /// How long cancelled invocations may take to end.
@@ -53,6 +55,9 @@ pub enum OpenError {
     /// The registry.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// The store of snapshots.
+    #[error(transparent)]
+    Snapshots(#[from] StoreError),
     /// A thread died.
     #[error("opening the data directory failed: {0}")]
     Task(#[from] tokio::task::JoinError),
@@ -68,6 +73,7 @@ pub struct Core {
     pub(crate) logs: Arc<Logs>,
     pub(crate) shares: SharePolicy,
     pub(crate) budget: Arc<Budget>,
+    pub(crate) snapshots: Snapshots,
     /// Where everything runs that is not on an invocation's way.
     pub(crate) control: Handle,
     /// One for each of some names: deploys of one name come one after the other.
@@ -91,6 +97,7 @@ impl Core {
         core.control.spawn(prepare_all(Arc::clone(&core)));
         core.control.spawn(keep_pools(Arc::downgrade(&core)));
         core.control.spawn(Budget::keep(Arc::downgrade(&core.budget)));
+        core.control.spawn(core.snapshots.clone().keep(Arc::downgrade(&core)));
         Ok(core)
     }
 
@@ -110,8 +117,10 @@ impl Core {
         make_private(&cache).map_err(directory(&cache))?;
         let shares = SharePolicy::new(&config.allow_shares)
             .map_err(|(path, source)| OpenError::Share { path, source })?;
+        let store = Store::open(cache.join("snapshots"))?.with_limit(config.max_snapshot_bytes);
         let engines = Engines::new(&EngineConfig {
             cache,
+            snapshots: Some(store.clone()),
             kernels: config.kernel_dir.clone(),
             max_sandboxes: config.max_sandboxes,
             max_memory_bytes: config.max_memory_bytes,
@@ -125,6 +134,7 @@ impl Core {
             draining: CancellationToken::new(),
             started: Instant::now(),
             budget: Budget::new(config.memory_budget_bytes),
+            snapshots: Snapshots::new(store, config.keep_snapshots),
             config,
             engines,
             artifacts,
@@ -133,6 +143,7 @@ impl Core {
             control,
         });
         core.load()?;
+        core.snapshots.release_others(&core.functions.all());
         core.artifacts.remove_unused().map_err(directory(&core.config.data_dir))?;
         Ok(core)
     }

@@ -108,7 +108,7 @@ impl Core {
             Err(error) => Err(Error::Engine(error)),
         };
         if let Err(error) = published {
-            deployment.retire();
+            self.retire(vec![deployment]).await;
             return Err(error);
         }
         deployment.pool.fill_later();
@@ -171,8 +171,21 @@ impl Core {
         if let Some(entry) = old {
             entry.current().pool.cool();
         }
-        gone.iter().for_each(|deployment| deployment.retire());
+        self.retire(gone).await;
         Ok(())
+    }
+
+    /// These versions left the registry, or never came into it. Their names are still locked: a version that is
+    /// deployed next under the same number keeps its own image.
+    async fn retire(&self, gone: Vec<Arc<Deployment>>) {
+        gone.iter().for_each(|deployment| deployment.retire());
+        let snapshots = self.snapshots.clone();
+        let release = move || {
+            gone.iter().for_each(|deployment| snapshots.release(&deployment.record));
+            Ok(())
+        };
+        // What stays behind is found at the next start.
+        let _ = blocking(release).await;
     }
 
     /// Removes a function and all its versions. Invocations under way finish.
@@ -192,7 +205,7 @@ impl Core {
         let (registry, removed) = (Arc::clone(&self.registry), key.clone());
         blocking(move || Ok(registry.remove(removed.as_str(), &versions)?)).await?;
         self.functions.replace(&key, None);
-        entry.versions().iter().for_each(|deployment| deployment.retire());
+        self.retire(entry.versions().to_vec()).await;
         Ok(())
     }
 }

@@ -283,6 +283,7 @@ fn bench(c: &mut Criterion) {
         kernels: dir.path().into(),
         max_sandboxes: 1000,
         max_memory_bytes: 256 << 20,
+        snapshots: None,
     };
     let ours = WasmEngine::new(&config).expect("the engine");
     let samples = samples(dir.path());

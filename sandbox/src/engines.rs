@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use novum_snapshot::Store;
+
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::function::EngineKind;
@@ -19,6 +21,8 @@ pub struct EngineConfig {
     pub max_sandboxes: u32,
     /// Largest memory of one sandbox.
     pub max_memory_bytes: u64,
+    /// Where images of functions are kept over restarts; `None`: in memory only.
+    pub snapshots: Option<Store>,
 }
 
 /// One engine.

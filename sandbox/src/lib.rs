@@ -18,6 +18,7 @@ pub mod function;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod kept;
 #[cfg(feature = "vm")]
 pub mod kvm;
 #[cfg(feature = "vm")]

@@ -29,7 +29,13 @@ impl LogSink for Log {
 }
 
 fn config(cache: &Path, kernels: PathBuf) -> EngineConfig {
-    EngineConfig { cache: cache.to_owned(), kernels, max_sandboxes: 4, max_memory_bytes: 1 << 30 }
+    EngineConfig {
+        cache: cache.to_owned(),
+        kernels,
+        max_sandboxes: 4,
+        max_memory_bytes: 1 << 30,
+        snapshots: None,
+    }
 }
 
 /// A function whose root has `bin/run` with this script, over this machine's `/`.

@@ -53,6 +53,7 @@ impl Deployed {
             cache,
             max_sandboxes: MAX_SANDBOXES,
             max_memory_bytes: MEMORY,
+            snapshots: None,
         };
         Ok(Self { engine: (row.make)(&config)?, program, scratch: scratch.to_owned() })
     }

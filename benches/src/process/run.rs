@@ -94,6 +94,7 @@ impl Deployed {
             kernels: cache.to_owned(),
             max_sandboxes: 16,
             max_memory_bytes: MEMORY,
+            snapshots: None,
         };
         let engine = ProcessEngine::new(&config)?;
         let mut manifest = Manifest::new("bench".parse()?);

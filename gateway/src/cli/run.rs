@@ -90,6 +90,8 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<u8, Error> {
         kernels: super::kernel::default_dir()?,
         max_sandboxes: 1,
         max_memory_bytes: file.manifest.memory_bytes,
+        // One run: an image would not be used again.
+        snapshots: None,
     };
     let function = Function {
         version: 1,

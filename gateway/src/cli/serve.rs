@@ -176,6 +176,26 @@ pub(super) struct Settings {
         hide_env_values = true
     )]
     memory_budget: Option<Size>,
+    /// What snapshots may take on the disk; those of deployed functions stay in any case [default: 16GiB]
+    #[arg(
+        long,
+        help_heading = "Limits",
+        hide_short_help = true,
+        value_name = "SIZE",
+        env = "NOVUM_MAX_SNAPSHOTS",
+        hide_env_values = true
+    )]
+    max_snapshots: Option<Size>,
+    /// How long a snapshot stays that no function needs and nobody uses [default: 24h]
+    #[arg(
+        long,
+        help_heading = "Limits",
+        hide_short_help = true,
+        value_name = "DURATION",
+        env = "NOVUM_KEEP_SNAPSHOTS",
+        hide_env_values = true
+    )]
+    keep_snapshots: Option<Time>,
 }
 
 /// A value that is text on the command line, and text (or for sizes a number) in a file.
@@ -274,6 +294,8 @@ impl Settings {
         set(&mut config.max_sandboxes, self.max_sandboxes);
         set(&mut config.max_memory_bytes, bytes(&self.max_memory));
         set(&mut config.memory_budget_bytes, bytes(&self.memory_budget));
+        set(&mut config.max_snapshot_bytes, bytes(&self.max_snapshots));
+        set(&mut config.keep_snapshots, self.keep_snapshots.as_ref().map(|time| time.0));
         Ok(())
     }
 }

@@ -115,6 +115,7 @@ async fn inside(job: &Job<'_>) -> Result<Ended> {
         kernels: std::env::temp_dir(),
         max_sandboxes: 1,
         max_memory_bytes: MEMORY_BYTES,
+        snapshots: None,
     };
     let image = ProcessEngine::new(&config)?.prepare(Arc::new(function(job))).await?;
     // Nobody reads what tests print.

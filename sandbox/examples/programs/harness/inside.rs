@@ -55,6 +55,7 @@ async fn invoke(
         kernels: std::env::temp_dir(),
         max_sandboxes: 1,
         max_memory_bytes: memory_bytes,
+        snapshots: None,
     };
     let engine = ProcessEngine::new(&config)?;
     let image = engine.prepare(Arc::new(function(plan, work, memory_bytes))).await?;

@@ -113,8 +113,13 @@ impl Run {
 
     async fn prepare(&self, program: &Path) -> Result<Arc<dyn Image>, Error> {
         let cache = std::env::temp_dir();
-        let config =
-            EngineConfig { kernels: cache.clone(), cache, max_sandboxes: 10, max_memory_bytes: 8 << 30 };
+        let config = EngineConfig {
+            kernels: cache.clone(),
+            cache,
+            max_sandboxes: 10,
+            max_memory_bytes: 8 << 30,
+            snapshots: None,
+        };
         let engine = ProcessEngine::new(&config)?;
         let mut manifest = self.manifest.clone();
         manifest.entry = program.file_name().unwrap().to_str().unwrap().to_owned();

@@ -19,6 +19,7 @@ fn engine(cache: &Path) -> WasmEngine {
         kernels: cache.to_owned(),
         max_sandboxes: 2,
         max_memory_bytes: 1 << 20,
+        snapshots: None,
     };
     WasmEngine::new(&config).unwrap()
 }

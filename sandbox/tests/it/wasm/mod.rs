@@ -54,6 +54,7 @@ impl Bed {
             cache: dir.path().join("cache"),
             max_sandboxes: SANDBOXES,
             max_memory_bytes: 1 << 30,
+            snapshots: None,
         };
         let engine = WasmEngine::new(&config).unwrap();
         Self { dir, engine }
