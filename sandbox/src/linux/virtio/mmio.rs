@@ -245,6 +245,7 @@ impl Transport {
 
     fn reset(&mut self) {
         self.pause();
+        self.device.reset();
         self.started = false;
         self.queues = new_queues(self.device.queue_sizes());
         self.interrupt.acknowledge(u32::MAX);

@@ -50,6 +50,8 @@ pub(crate) trait VirtioDevice: Send {
     fn activate(&mut self, activation: Activation) -> std::io::Result<()>;
     /// Stops working and gives the rings back, in their order; none where it was not active.
     fn pause(&mut self) -> Vec<Queue>;
+    /// The driver has reset it, while it was paused: what it keeps for a driver is forgotten.
+    fn reset(&mut self) {}
     /// Puts what it keeps beside its rings into sections of `owner`; only while it is paused. Most devices keep nothing.
     ///
     /// # Errors

@@ -86,6 +86,11 @@ impl Connection {
         }
     }
 
+    /// Whether it keeps no more than it may: one that came from a file.
+    pub(super) fn is_bounded(&self) -> bool {
+        self.incoming.len() <= BUFFER_BYTES && self.outgoing.len() <= BUFFER_BYTES
+    }
+
     /// The host asks for it.
     pub(super) fn requested() -> Self {
         Self::new(State::Connecting, Due { request: true, ..Due::default() })

@@ -3,6 +3,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::task::Waker;
 
+use serde::{Deserialize, Serialize};
+
 use super::connection::{Connection, State};
 use super::packet::{Header, STREAM, op};
 
@@ -13,12 +15,12 @@ pub(super) const MOST_CONNECTIONS: usize = 1024;
 /// Most streams that wait to be accepted at one port.
 const BACKLOG: usize = 64;
 /// Answers to packets of no stream that wait for a buffer; then the guest's packets wait.
-const MOST_REFUSALS: usize = 64;
+pub(super) const MOST_REFUSALS: usize = 64;
 /// Where the host's own ports begin: below are those that it listens on.
-const FIRST_OWN_PORT: u32 = 1 << 30;
+pub(super) const FIRST_OWN_PORT: u32 = 1 << 30;
 
 /// Both ends' ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Key {
     pub(super) host: u32,
     pub(super) guest: u32,
@@ -45,6 +47,8 @@ pub(super) struct Entry {
     pub(super) wakers: Wakers,
     /// It stands in [`Hub::turns`].
     queued: bool,
+    /// It came from a snapshot, and nobody here has taken it over.
+    pub(super) unclaimed: bool,
 }
 
 /// Who listens at a port.
@@ -57,20 +61,25 @@ pub(super) struct Port {
 /// The streams.
 #[derive(Debug)]
 pub(super) struct Hub {
+    /// The address that the guest was given.
     guest_cid: u64,
+    /// The address that its kernel uses: it reads its own only when its driver starts, so that a restored guest goes on
+    /// with that of the saved one. It means something between the guest and this hub only.
+    pub(super) spoken_cid: u64,
     pub(super) entries: HashMap<Key, Entry>,
     pub(super) ports: HashMap<u32, Port>,
     /// Streams that have something to send.
     turns: VecDeque<Key>,
     /// Resets for packets of no stream.
-    refusals: VecDeque<Key>,
-    next_port: u32,
+    pub(super) refusals: VecDeque<Key>,
+    pub(super) next_port: u32,
 }
 
 impl Hub {
     pub(super) fn new(guest_cid: u64) -> Self {
         Self {
             guest_cid,
+            spoken_cid: guest_cid,
             entries: HashMap::new(),
             ports: HashMap::new(),
             turns: VecDeque::new(),
@@ -95,7 +104,10 @@ impl Hub {
 
     /// A packet of the guest.
     pub(super) fn receive(&mut self, header: &Header, data: &[u8]) {
-        if header.src_cid != self.guest_cid || header.dst_cid != HOST_CID {
+        if header.src_cid == self.guest_cid {
+            self.spoken_cid = self.guest_cid;
+        }
+        if header.src_cid != self.spoken_cid || header.dst_cid != HOST_CID {
             return;
         }
         let key = Key { host: header.dst_port, guest: header.src_port };
@@ -141,8 +153,37 @@ impl Hub {
 
     /// Adds a stream.
     pub(super) fn insert(&mut self, key: Key, connection: Connection) {
-        self.entries.insert(key, Entry { connection, wakers: Wakers::default(), queued: false });
+        self.entries
+            .insert(key, Entry { connection, wakers: Wakers::default(), queued: false, unclaimed: false });
         self.queue(key);
+    }
+
+    /// Takes over the streams of the host's `port` that a snapshot has brought.
+    pub(super) fn claim(&mut self, port: u32) -> Vec<Key> {
+        let mut keys = Vec::new();
+        for (key, entry) in &mut self.entries {
+            if key.host == port && std::mem::take(&mut entry.unclaimed) {
+                keys.push(*key);
+            }
+        }
+        keys.sort_unstable();
+        keys
+    }
+
+    /// Breaks off what a snapshot has brought and nobody has taken over; the guest is told by a reset.
+    pub(super) fn break_off_unclaimed(&mut self) {
+        let unclaimed: Vec<Key> =
+            self.entries.iter().filter(|(_, entry)| entry.unclaimed).map(|(key, _)| *key).collect();
+        for key in unclaimed {
+            let Some(entry) = self.entries.get_mut(&key) else { continue };
+            entry.unclaimed = false;
+            // One that was over is not reset once more.
+            if entry.connection.state != State::Closed {
+                entry.connection.reset();
+            }
+            entry.connection.finish(true);
+            self.queue(key);
+        }
     }
 
     /// A new stream of the host to `port`; `None` where there are too many.
@@ -197,7 +238,7 @@ impl Hub {
     fn header(&self, key: Key, op: u16, flags: u32, (buf_alloc, fwd_cnt): (u32, u32)) -> Header {
         Header {
             src_cid: HOST_CID,
-            dst_cid: self.guest_cid,
+            dst_cid: self.spoken_cid,
             src_port: key.host,
             dst_port: key.guest,
             kind: STREAM,

@@ -4,6 +4,7 @@
 //! guest driver ── rx, tx, event rings ── thread (this file) ── Hub (hub.rs) ── Stream, Listener (stream.rs)
 //!                  packets                                      │              for the host's own code
 //!                                                               └─ Connection (connection.rs): state, credit, bytes
+//! state.rs: all of it as a section of a snapshot
 //! ```
 //! There is no socket and no vhost: a stream's bytes are in this process, so that a snapshot can hold them. Source:
 //! VIRTIO 1.2 §5.10. A packet is the guest's word: what does not fit the connection's state resets the connection, and
@@ -12,6 +13,7 @@
 mod connection;
 mod hub;
 mod packet;
+mod state;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -19,11 +21,12 @@ mod tests;
 use std::io;
 use std::sync::Arc;
 
+use novum_snapshot::{Snapshot, Writer};
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::linux::virtio::ring::Ring;
-use crate::linux::virtio::{Activation, VirtioDevice, Worker, read_config_bytes, worker};
+use crate::linux::virtio::{Activation, StateError, VirtioDevice, Worker, read_config_bytes, worker};
 
 pub use stream::{Listener, Stream, Vsock};
 
@@ -65,6 +68,7 @@ impl VirtioDevice for VsockDevice {
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         let vsock = self.vsock.clone();
+        vsock.hub().break_off_unclaimed();
         let work = move |rings, stop: &EventFd| serve(rings, &vsock, stop);
         self.worker = Some(Worker::run("virtio-vsock", activation.rings, work)?);
         Ok(())
@@ -72,6 +76,14 @@ impl VirtioDevice for VsockDevice {
 
     fn pause(&mut self) -> Vec<Queue> {
         self.worker.take().map(Worker::stop).unwrap_or_default()
+    }
+
+    fn save(&self, owner: &str, to: &mut Writer) -> Result<(), StateError> {
+        state::save(&self.vsock.hub(), owner, to)
+    }
+
+    fn restore(&mut self, owner: &str, from: &Snapshot) -> Result<(), StateError> {
+        state::restore(&mut self.vsock.hub(), owner, from)
     }
 }
 

@@ -55,6 +55,15 @@ impl Vsock {
         Ok(Listener { vsock: self.clone(), port })
     }
 
+    /// The streams of the host's `port` that a restored guest has open, as they were when it was saved: bytes on their way
+    /// included. To be called between restoring the machine and letting it run; streams that nobody has taken over by
+    /// then are reset.
+    #[must_use]
+    pub fn take_over(&self, port: u32) -> Vec<Stream> {
+        let keys = self.hub.lock().claim(port);
+        keys.into_iter().map(|key| Stream { vsock: self.clone(), key }).collect()
+    }
+
     /// Opens a stream to the guest's `port`; waits until the guest has answered.
     ///
     /// # Errors
