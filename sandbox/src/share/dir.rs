@@ -47,6 +47,12 @@ impl Dir {
         self.file.fd()
     }
 
+    /// What `stat` said when it was opened.
+    #[must_use]
+    pub fn attr_at_open(&self) -> &Attr {
+        self.file.attr_at_open()
+    }
+
     /// What `stat` says now.
     ///
     /// # Errors

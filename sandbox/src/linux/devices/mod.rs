@@ -3,6 +3,7 @@
 pub mod balloon;
 pub mod block;
 pub mod console;
+mod files;
 pub(crate) mod fs;
 mod messages;
 pub mod net;

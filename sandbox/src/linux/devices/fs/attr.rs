@@ -83,7 +83,7 @@ impl Server {
         let mut open = self.handles.values().filter(|handle| handle.node == number);
         let open = open.find_map(|handle| match &handle.opened {
             Opened::File(file) => Some(file),
-            Opened::Dir(_) => None,
+            _ => None,
         });
         let path = node.path.as_deref().ok_or(Errno::STALE);
         let timed = (atime, mtime) != (SetTime::Omit, SetTime::Omit);

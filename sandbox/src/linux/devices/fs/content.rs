@@ -40,6 +40,7 @@ impl Server {
         match &self.handles.get(&handle).ok_or(Errno::BADF)?.opened {
             Opened::File(file) => Ok(file),
             Opened::Dir(_) => Err(Errno::ISDIR),
+            Opened::Asleep(_) | Opened::Lost => Err(Errno::STALE),
         }
     }
 
@@ -67,8 +68,10 @@ impl Server {
     pub(super) fn read_dir(&mut self, _: u64, message: &mut Decoder<'_>, answer: &mut Encoder) -> Answer {
         let (handle, mut cookie, size) = (message.u64()?, message.u64()?, message.u32()? as usize);
         let (start, room) = (answer.0.len(), answer.0.len() + size.min(self.payload()));
-        let Some(Opened::Dir(dir)) = self.handles.get_mut(&handle).map(|handle| &mut handle.opened) else {
-            return Err(Errno::BADF);
+        let dir = match self.handles.get_mut(&handle).map(|handle| &mut handle.opened) {
+            Some(Opened::Dir(dir)) => dir,
+            Some(Opened::Asleep(_) | Opened::Lost) => return Err(Errno::STALE),
+            _ => return Err(Errno::BADF),
         };
         for (name, here, next) in [(&b"."[..], 0, AFTER_DOT), (&b".."[..], AFTER_DOT, AFTER_DOT_DOT)] {
             if cookie == here {
@@ -97,6 +100,7 @@ impl Server {
             Opened::File(file) if data_only => rustix::fs::fdatasync(file.fd()),
             Opened::File(file) => rustix::fs::fsync(file.fd()),
             Opened::Dir(dir) => rustix::fs::fsync(dir.fd()),
+            Opened::Asleep(_) | Opened::Lost => Err(Errno::STALE),
         }
     }
 

@@ -4,7 +4,7 @@
 //! hiprio and request ring ── Messages (messages.rs) ── Server (server.rs) ──┬─ names.rs    lookup, create, rename, remove
 //!                            bytes in, bytes out      dispatch            ├─ content.rs  open, read, write, readdir
 //!                                                     nodes.rs: node ids  └─ attr.rs     getattr, setattr, statfs
-//! share/: the host's side, which no path leaves
+//! share/: the host's side, which no path leaves          state.rs: nodes and open files as a section of a snapshot
 //! ```
 //! Sources: VIRTIO 1.2 §5.11 (device id 26); the messages are FUSE 7.31, Linux's include/uapi/linux/fuse.h. There is no
 //! DAX window. Locks are the guest's own, unlike over 9p. Whatever a guest writes is decoded, checked, and refused with
@@ -15,15 +15,17 @@ mod content;
 mod names;
 mod nodes;
 mod server;
+mod state;
 
 use std::io;
 use std::sync::Arc;
 
+use novum_snapshot::{Snapshot, Writer};
 use parking_lot::Mutex;
 use virtio_queue::Queue;
 
 use crate::linux::devices::messages::{self, Messages};
-use crate::linux::virtio::{Activation, VirtioDevice, Worker, read_config_bytes};
+use crate::linux::virtio::{Activation, StateError, VirtioDevice, Worker, read_config_bytes};
 use crate::share::Share;
 use server::{MAX_REQUEST, Server};
 
@@ -77,6 +79,14 @@ impl VirtioDevice for Fs {
 
     fn pause(&mut self) -> Vec<Queue> {
         self.worker.take().map(Worker::stop).unwrap_or_default()
+    }
+
+    fn save(&self, owner: &str, to: &mut Writer) -> Result<(), StateError> {
+        self.server.lock().save(owner, to)
+    }
+
+    fn restore(&mut self, owner: &str, from: &Snapshot) -> Result<(), StateError> {
+        self.server.lock().restore(owner, from)
     }
 }
 

@@ -6,7 +6,9 @@
 use std::collections::HashMap;
 
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
+use crate::linux::devices::files::{Devices, is_plain};
 use crate::share::Identity;
 
 /// The node of the share's root.
@@ -16,6 +18,7 @@ const MOST_NODES: usize = 1 << 18;
 const MOST_PATH_BYTES: usize = 64 << 20;
 
 /// One file that the guest knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Node {
     /// In the share; none where the name was taken away.
     pub(super) path: Option<Vec<u8>>,
@@ -132,6 +135,43 @@ impl Nodes {
             }
             self.by_path.insert(path, number);
         }
+    }
+
+    /// The nodes and the next number, for a snapshot.
+    pub(super) fn table(&self) -> (Vec<(u64, Node)>, u64) {
+        let mut nodes: Vec<_> = self.nodes.iter().map(|(number, node)| (*number, node.clone())).collect();
+        nodes.sort_unstable_by_key(|(number, _)| *number);
+        (nodes, self.next)
+    }
+
+    /// The nodes of a snapshot; `Err` says what no guest can have brought about.
+    pub(super) fn from_table(
+        table: Vec<(u64, Node)>,
+        next: u64,
+        devices: Devices,
+    ) -> Result<Self, &'static str> {
+        let mut nodes = Self { nodes: HashMap::new(), by_path: HashMap::new(), path_bytes: 0, next };
+        let root = table.iter().find(|(number, _)| *number == ROOT);
+        if root.is_none_or(|(_, root)| root.path != Some(Vec::new())) {
+            return Err("its root is missing");
+        }
+        if table.len() > MOST_NODES || next > u64::MAX / 2 {
+            return Err("it has too many nodes");
+        }
+        for (number, mut node) in table {
+            node.id = node.id.map(|id| devices.now(id));
+            if let Some(path) = &node.path {
+                nodes.path_bytes += path.len();
+                let again = nodes.by_path.insert(path.clone(), number).is_some();
+                if again || !is_plain(path) || nodes.path_bytes > MOST_PATH_BYTES {
+                    return Err("a node has a path that none can have");
+                }
+            }
+            if number >= next || nodes.nodes.insert(number, node).is_some() {
+                return Err("a node has a number that none can have");
+            }
+        }
+        Ok(nodes)
     }
 
     #[cfg(test)]

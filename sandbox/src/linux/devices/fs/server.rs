@@ -7,8 +7,9 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::nodes::Nodes;
+pub(super) use crate::linux::devices::files::Opened;
 use crate::linux::devices::p9::wire::{Decoder, Encoder};
-use crate::share::{Access, Attr, Dir, Links, OpenFile, Share};
+use crate::share::{Access, Attr, Links, Share};
 
 /// Largest payload of a read or write: 128 pages, which fit the ring with room to spare.
 pub(super) const MAX_PAYLOAD: usize = 512 << 10;
@@ -17,7 +18,7 @@ pub(super) const MAX_REQUEST: usize = MAX_PAYLOAD + (16 << 10);
 /// Bytes before an answer's own fields: length, error, unique.
 const OUT_HEADER: usize = 16;
 /// Most open files and directories.
-const MAX_HANDLES: usize = 1 << 14;
+pub(super) const MAX_HANDLES: usize = 1 << 14;
 
 /// The version that is spoken.
 const MAJOR: u32 = 7;
@@ -66,12 +67,6 @@ const MESSAGES: &[(u32, Serve)] = &[
 const FORGET: u32 = 2;
 const BATCH_FORGET: u32 = 42;
 
-/// What is open.
-pub(super) enum Opened {
-    File(OpenFile),
-    Dir(Dir),
-}
-
 /// An open file or directory of a node.
 pub(super) struct Handle {
     pub(super) node: u64,
@@ -83,7 +78,7 @@ pub(super) struct Server {
     pub(super) share: Arc<Share>,
     pub(super) nodes: Nodes,
     pub(super) handles: HashMap<u64, Handle>,
-    next_handle: u64,
+    pub(super) next_handle: u64,
     /// Most bytes that the answer being made may have.
     pub(super) room: usize,
 }
@@ -104,6 +99,7 @@ impl Server {
             return Vec::new();
         }
         self.room = room.min(OUT_HEADER + MAX_PAYLOAD);
+        self.wake(&message);
         let mut answer = Encoder(vec![0; OUT_HEADER]);
         let serve = MESSAGES.iter().find(|(number, _)| *number == kind).map(|(_, serve)| *serve);
         let result = serve.map_or(Err(Errno::NOSYS), |serve| serve(self, node, &mut message, &mut answer));
@@ -188,11 +184,13 @@ impl Server {
         {
             return Ok(attr);
         }
-        let open = self.handles.values().find(|handle| handle.node == number).ok_or(Errno::STALE)?;
-        match &open.opened {
-            Opened::File(file) => file.stat(),
-            Opened::Dir(dir) => dir.stat(),
-        }
+        let mut open = self.handles.values().filter(|handle| handle.node == number);
+        let stat = open.find_map(|handle| match &handle.opened {
+            Opened::File(file) => Some(file.stat()),
+            Opened::Dir(dir) => Some(dir.stat()),
+            Opened::Asleep(_) | Opened::Lost => None,
+        });
+        stat.unwrap_or(Err(Errno::STALE))
     }
 
     /// How long the guest may believe what it was told: what the host changes in a writable share shows at once.
@@ -204,3 +202,7 @@ impl Server {
 #[cfg(test)]
 #[path = "tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod state_tests;

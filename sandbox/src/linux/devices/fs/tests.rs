@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::super::nodes::ROOT;
 use super::*;
 
-fn server(access: Access) -> (tempfile::TempDir, Server) {
+pub(super) fn server(access: Access) -> (tempfile::TempDir, Server) {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("d")).unwrap();
     fs::write(folder.path().join("d/file"), "content").unwrap();
@@ -31,7 +31,7 @@ fn message(kind: u32, node: u64, body: &[u8]) -> Vec<u8> {
 }
 
 /// The fields of the answer, or the error.
-fn ask(server: &mut Server, kind: u32, node: u64, body: &[u8]) -> Result<Vec<u8>, Errno> {
+pub(super) fn ask(server: &mut Server, kind: u32, node: u64, body: &[u8]) -> Result<Vec<u8>, Errno> {
     let answer = server.handle(&message(kind, node, body), 1 << 20);
     assert_eq!(u32::from_le_bytes(answer[..4].try_into().unwrap()) as usize, answer.len());
     assert_eq!(answer[8..16], 77u64.to_le_bytes());
@@ -45,32 +45,32 @@ fn number(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
 }
 
-fn look_up(server: &mut Server, node: u64, name: &str) -> Result<u64, Errno> {
+pub(super) fn look_up(server: &mut Server, node: u64, name: &str) -> Result<u64, Errno> {
     ask(server, 1, node, format!("{name}\0").as_bytes()).map(|answer| number(&answer, 0))
 }
 
-fn open(server: &mut Server, node: u64, flags: u32) -> Result<u64, Errno> {
+pub(super) fn open(server: &mut Server, node: u64, flags: u32) -> Result<u64, Errno> {
     ask(server, 14, node, &[flags, 0].map(u32::to_le_bytes).concat()).map(|answer| number(&answer, 0))
 }
 
-fn read(server: &mut Server, handle: u64, offset: u64, size: u32) -> Result<Vec<u8>, Errno> {
+pub(super) fn read(server: &mut Server, handle: u64, offset: u64, size: u32) -> Result<Vec<u8>, Errno> {
     let body = [&handle.to_le_bytes()[..], &offset.to_le_bytes(), &size.to_le_bytes(), &[0; 20]].concat();
     ask(server, 15, 0, &body)
 }
 
-fn write(server: &mut Server, handle: u64, offset: u64, data: &[u8]) -> Result<Vec<u8>, Errno> {
+pub(super) fn write(server: &mut Server, handle: u64, offset: u64, data: &[u8]) -> Result<Vec<u8>, Errno> {
     let size = (data.len() as u32).to_le_bytes();
     let body = [&handle.to_le_bytes()[..], &offset.to_le_bytes(), &size, &[0; 20], data].concat();
     ask(server, 16, 0, &body)
 }
 
-fn create(server: &mut Server, node: u64, name: &str) -> Result<(u64, u64), Errno> {
+pub(super) fn create(server: &mut Server, node: u64, name: &str) -> Result<(u64, u64), Errno> {
     let words = [libc::O_RDWR as u32, 0o644, 0, 0].map(u32::to_le_bytes).concat();
     let answer = ask(server, 35, node, &[&words[..], name.as_bytes(), b"\0"].concat())?;
     Ok((number(&answer, 0), number(&answer, 128)))
 }
 
-fn size(server: &mut Server, node: u64) -> Result<u64, Errno> {
+pub(super) fn size(server: &mut Server, node: u64) -> Result<u64, Errno> {
     ask(server, 3, node, &[0; 16]).map(|answer| number(&answer, 16 + 8))
 }
 

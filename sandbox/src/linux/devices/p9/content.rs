@@ -65,6 +65,7 @@ impl Server {
         match &self.fid(number)?.opened {
             Some(Opened::File(file)) => Ok(file),
             Some(Opened::Dir(_)) => Err(Errno::ISDIR),
+            Some(Opened::Asleep(_) | Opened::Lost) => Err(Errno::STALE),
             None => Err(Errno::BADF),
         }
     }
@@ -128,6 +129,7 @@ impl Server {
             Some(Opened::File(file)) if data_only => rustix::fs::fdatasync(file.fd()),
             Some(Opened::File(file)) => rustix::fs::fsync(file.fd()),
             Some(Opened::Dir(dir)) => rustix::fs::fsync(dir.fd()),
+            Some(Opened::Asleep(_) | Opened::Lost) => Err(Errno::STALE),
             None => Err(Errno::BADF),
         }
     }
@@ -135,9 +137,13 @@ impl Server {
     pub(super) fn lock(&mut self, message: &mut Decoder<'_>, reply: &mut Encoder) -> Result<(), Errno> {
         let (number, kind, _flags) = (message.u32()?, message.u8()?, message.u32()?);
         let lock = lock(kind, message.u64()?, message.u64()?)?;
+        self.fid(number)?.locks.has_room(lock)?;
         // A client that wants to wait asks again: nobody waits here for another tenant.
         reply.u8(match self.file(number)?.set_lock(lock) {
-            Ok(()) => LOCKED,
+            Ok(()) => {
+                self.fid_mut(number)?.locks.note(lock);
+                LOCKED
+            }
             Err(Errno::AGAIN) => BLOCKED,
             Err(error) => return Err(error),
         });

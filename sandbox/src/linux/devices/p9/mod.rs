@@ -5,6 +5,7 @@
 //!         bytes in, bytes out       fids, dispatch       ├─ content.rs open, read, write, readdir, locks
 //!                                                        └─ attr.rs    getattr, setattr, statfs
 //! wire.rs: numbers and strings of the protocol         share/: the host's side, which no path leaves
+//! state.rs: fids as a section of a snapshot
 //! ```
 //! Sources: VIRTIO 1.2 §5.9 (9P transport, device id 9); the protocol is 9P2000.L as Linux's client speaks it
 //! (include/net/9p/9p.h) over intro(5) of Plan 9. Whatever a guest writes into a message is decoded, checked, and
@@ -16,16 +17,18 @@ mod content;
 pub(crate) mod driver;
 mod names;
 mod server;
+mod state;
 pub(crate) mod wire;
 
 use std::io;
 use std::sync::Arc;
 
+use novum_snapshot::{Snapshot, Writer};
 use parking_lot::Mutex;
 use virtio_queue::Queue;
 
 use crate::linux::devices::messages::{self, Messages};
-use crate::linux::virtio::{Activation, VirtioDevice, Worker, read_config_bytes};
+use crate::linux::virtio::{Activation, StateError, VirtioDevice, Worker, read_config_bytes};
 use crate::share::Share;
 pub(crate) use server::join;
 use server::{MAX_MESSAGE, Server};
@@ -78,6 +81,14 @@ impl VirtioDevice for P9 {
 
     fn pause(&mut self) -> Vec<Queue> {
         self.worker.take().map(Worker::stop).unwrap_or_default()
+    }
+
+    fn save(&self, owner: &str, to: &mut Writer) -> Result<(), StateError> {
+        self.server.lock().save(owner, to)
+    }
+
+    fn restore(&mut self, owner: &str, from: &Snapshot) -> Result<(), StateError> {
+        self.server.lock().restore(owner, from)
     }
 }
 

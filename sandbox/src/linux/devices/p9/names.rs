@@ -3,7 +3,7 @@
 use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 
-use super::server::{Server, join};
+use super::server::{Opened, Server, join};
 use super::wire::{Decoder, Encoder};
 use crate::share::Links;
 
@@ -125,6 +125,9 @@ impl Server {
     /// Tremove: removes what the fid names; the fid is gone whether that worked or not.
     pub(super) fn remove(&mut self, message: &mut Decoder<'_>, _: &mut Encoder) -> Result<(), Errno> {
         let fid = self.fids.remove(&message.u32()?).ok_or(Errno::BADF)?;
+        if matches!(fid.opened, Some(Opened::Lost)) {
+            return Err(Errno::STALE);
+        }
         match self.share.remove(&fid.path, Links::Refuse, false) {
             Err(Errno::ISDIR) => self.share.remove(&fid.path, Links::Refuse, true),
             other => other,

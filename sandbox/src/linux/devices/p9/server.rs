@@ -6,14 +6,16 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::wire::{Decoder, Encoder, HEADER};
-use crate::share::{Attr, Dir, Links, NAME_MAX, OpenFile, Share};
+use crate::linux::devices::files::Locks;
+pub(super) use crate::linux::devices::files::Opened;
+use crate::share::{Attr, Links, NAME_MAX, Share};
 
 /// Largest message that is agreed on: what Linux's client can put into one request.
 pub(super) const MAX_MESSAGE: usize = 512 << 10;
 /// Smallest that is agreed on: every fixed-size message fits.
-const MIN_MESSAGE: usize = 4096;
+pub(super) const MIN_MESSAGE: usize = 4096;
 /// Most fids of one guest: each may hold a descriptor of the host.
-const MAX_FIDS: usize = 1 << 14;
+pub(super) const MAX_FIDS: usize = 1 << 14;
 /// Longest path of a fid, as Linux's PATH_MAX.
 const MAX_PATH: usize = 4096;
 
@@ -52,17 +54,13 @@ pub(super) const MESSAGES: &[(u8, Serve)] = &[
     (122, Server::remove),
 ];
 
-/// What is open at a fid.
-pub(super) enum Opened {
-    File(OpenFile),
-    Dir(Dir),
-}
-
 /// A name that the client holds on to.
 pub(super) struct Fid {
     /// In the share, names separated by one slash; empty for its root. No symbolic link is ever followed in it.
     pub(super) path: Vec<u8>,
     pub(super) opened: Option<Opened>,
+    /// What of the open file is locked.
+    pub(super) locks: Locks,
 }
 
 /// One client's view of a share.
@@ -70,7 +68,7 @@ pub(super) struct Server {
     pub(super) share: Arc<Share>,
     pub(super) fids: HashMap<u32, Fid>,
     /// Agreed size of messages.
-    message_size: usize,
+    pub(super) message_size: usize,
     /// Most bytes that the reply being made may have.
     pub(super) room: usize,
 }
@@ -86,6 +84,7 @@ impl Server {
         let header = (decoder.u32(), decoder.u8(), decoder.u16());
         let (Ok(_), Ok(kind), Ok(tag)) = header else { return Vec::new() };
         self.room = room.min(self.message_size);
+        self.wake(&decoder);
         let mut encoder = Encoder(vec![0; HEADER]);
         let serve = MESSAGES.iter().find(|(number, _)| *number == kind).map(|(_, serve)| *serve);
         let result = serve.map_or(Err(Errno::OPNOTSUPP), |serve| serve(self, &mut decoder, &mut encoder));
@@ -110,18 +109,20 @@ impl Server {
     }
 
     pub(super) fn fid(&self, fid: u32) -> Result<&Fid, Errno> {
-        self.fids.get(&fid).ok_or(Errno::BADF)
+        let fid = self.fids.get(&fid).ok_or(Errno::BADF)?;
+        if matches!(fid.opened, Some(Opened::Lost)) { Err(Errno::STALE) } else { Ok(fid) }
     }
 
     pub(super) fn fid_mut(&mut self, fid: u32) -> Result<&mut Fid, Errno> {
-        self.fids.get_mut(&fid).ok_or(Errno::BADF)
+        let fid = self.fids.get_mut(&fid).ok_or(Errno::BADF)?;
+        if matches!(fid.opened, Some(Opened::Lost)) { Err(Errno::STALE) } else { Ok(fid) }
     }
 
     pub(super) fn insert(&mut self, number: u32, path: Vec<u8>) -> Result<(), Errno> {
         if self.fids.len() >= MAX_FIDS && !self.fids.contains_key(&number) {
             return Err(Errno::MFILE);
         }
-        self.fids.insert(number, Fid { path, opened: None });
+        self.fids.insert(number, Fid { path, opened: None, locks: Locks::default() });
         Ok(())
     }
 
@@ -130,6 +131,7 @@ impl Server {
         match &fid.opened {
             Some(Opened::File(file)) => file.stat(),
             Some(Opened::Dir(dir)) => dir.stat(),
+            Some(Opened::Asleep(_) | Opened::Lost) => Err(Errno::STALE),
             None => self.share.stat(&fid.path, Links::Refuse, false),
         }
     }
@@ -178,3 +180,7 @@ pub(crate) fn join(directory: &[u8], name: &[u8]) -> Result<Vec<u8>, Errno> {
 #[cfg(test)]
 #[path = "tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod state_tests;

@@ -10,7 +10,7 @@ use crate::share::Access;
 
 const ROOM: usize = 8192;
 
-fn server(folder: &Path, access: Access) -> Server {
+pub(super) fn server(folder: &Path, access: Access) -> Server {
     let mut server = Server::new(Arc::new(Share::open_dir(folder, access).unwrap()));
     let version = message(TVERSION, |m| {
         m.u32(1 << 20);
@@ -22,7 +22,7 @@ fn server(folder: &Path, access: Access) -> Server {
     server
 }
 
-fn message(kind: u8, fields: impl FnOnce(&mut Encoder)) -> Vec<u8> {
+pub(super) fn message(kind: u8, fields: impl FnOnce(&mut Encoder)) -> Vec<u8> {
     let mut encoder = Encoder(vec![0; HEADER]);
     fields(&mut encoder);
     let size = (encoder.0.len() as u32).to_le_bytes();
@@ -32,7 +32,11 @@ fn message(kind: u8, fields: impl FnOnce(&mut Encoder)) -> Vec<u8> {
 }
 
 /// The reply's fields, or the error.
-fn call(server: &mut Server, kind: u8, fields: impl FnOnce(&mut Encoder)) -> Result<Vec<u8>, Errno> {
+pub(super) fn call(
+    server: &mut Server,
+    kind: u8,
+    fields: impl FnOnce(&mut Encoder),
+) -> Result<Vec<u8>, Errno> {
     let reply = server.handle(&message(kind, fields), ROOM);
     assert_eq!(u32::from_le_bytes(reply[..4].try_into().unwrap()) as usize, reply.len());
     match reply[4] {
@@ -44,7 +48,7 @@ fn call(server: &mut Server, kind: u8, fields: impl FnOnce(&mut Encoder)) -> Res
     }
 }
 
-fn walk(server: &mut Server, from: u32, to: u32, names: &[&[u8]]) -> Result<usize, Errno> {
+pub(super) fn walk(server: &mut Server, from: u32, to: u32, names: &[&[u8]]) -> Result<usize, Errno> {
     let reply = call(server, 110, |m| {
         m.u32(from);
         m.u32(to);
@@ -54,7 +58,7 @@ fn walk(server: &mut Server, from: u32, to: u32, names: &[&[u8]]) -> Result<usiz
     Ok(usize::from(u16::from_le_bytes([reply[0], reply[1]])))
 }
 
-fn open(server: &mut Server, fid: u32, flags: u32) -> Result<Vec<u8>, Errno> {
+pub(super) fn open(server: &mut Server, fid: u32, flags: u32) -> Result<Vec<u8>, Errno> {
     call(server, 12, |m| [fid, flags].into_iter().for_each(|word| m.u32(word)))
 }
 
