@@ -49,6 +49,8 @@ const IN_THE_RIG: &[&[&str]] = &[
         "linux_engine",
         "--test",
         "linux_guest",
+        "--test",
+        "linux_snapshot",
         "--",
         "--test-threads=1",
     ],

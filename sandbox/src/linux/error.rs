@@ -47,9 +47,9 @@ pub enum Error {
     /// A part of the configuration is out of range.
     #[error("{0}")]
     Config(String),
-    /// The state of a device was not saved or restored.
+    /// The machine was not saved or restored.
     #[error(transparent)]
-    State(#[from] super::virtio::StateError),
+    Snapshot(#[from] super::SnapshotError),
     /// The host has no memory or threads for the guest.
     #[error("{doing}")]
     Host {

@@ -1,5 +1,6 @@
 //! A running Linux guest: memory, KVM's VM, devices on the buses, vCPU threads.
 
+use std::fmt;
 use std::io::Write;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Weak};
@@ -7,11 +8,12 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{VcpuFd, VmFd};
+use novum_snapshot::{Digest, MAX_DEPTH, Snapshot, Store, WriteError, Writer};
 use parking_lot::Mutex;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::boot::{self, BootSource, Entry};
+use super::boot::{self, BootSource};
 use super::bus::{Bus, Shared};
 use super::devices::balloon::{Balloon, BalloonDevice};
 use super::devices::block::{Block, BlockDevice};
@@ -27,6 +29,8 @@ use super::end::{End, Ending};
 use super::error::Error;
 use super::layout::{self, MAX_VCPUS, SERIAL_GSI, SERIAL_PORT, SLEEP_CONTROL_PORT, Slot, VIRTIO_MMIO_SIZE};
 use super::memory::{self, Memory};
+use super::pause::Gate;
+use super::snapshot::{self, MachineState, Processors, SnapshotError, Uart, device_owner};
 use super::sys;
 use super::vcpu::{self, Runner};
 use super::virtio::VirtioDevice;
@@ -101,19 +105,33 @@ impl Device {
 const SERIAL_PORTS: u64 = 8;
 
 /// A guest that was started. Dropping it stops it.
-#[derive(Debug)]
 pub struct Machine {
     threads: Vec<VcpuThread>,
+    gate: Arc<Gate>,
     ending: Arc<Ending>,
+    com1: Arc<Mutex<Com1>>,
+    transports: Vec<Arc<Mutex<Transport>>>,
+    made: MachineState,
+    /// What its memory is mapped from.
+    parent: Option<Snapshot>,
     // Dropped in this order: KVM lets go of the memory before it is unmapped.
-    _vm: Arc<VmFd>,
+    vm: Arc<VmFd>,
     memory: Arc<Memory>,
 }
 
-#[derive(Debug)]
 struct VcpuThread {
     handle: Option<JoinHandle<()>>,
     target: KickTarget,
+    vcpu: Arc<Mutex<VcpuFd>>,
+}
+
+impl fmt::Debug for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Machine")
+            .field("made", &self.made)
+            .field("ending", &self.ending)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Machine {
@@ -122,21 +140,113 @@ impl Machine {
     /// # Errors
     /// Where the configuration does not hold, a file cannot be read or KVM refuses.
     pub fn boot(config: MachineConfig) -> Result<Self, Error> {
-        if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
-            return Err(Error::Config(format!("{} vCPUs: 1 to {MAX_VCPUS} are possible", config.vcpus)));
+        let MachineConfig { boot, memory_bytes, vcpus, pit, console, devices } = config;
+        if vcpus == 0 || vcpus > MAX_VCPUS {
+            return Err(Error::Config(format!("{vcpus} vCPUs: 1 to {MAX_VCPUS} are possible")));
         }
         let host = vm::host().map_err(|error| Error::Unavailable(error.to_string()))?;
-        let memory = Arc::new(memory::allocate(config.memory_bytes)?);
-        let slots = slots(config.devices.len())?;
-        let entry = boot::load(&memory, config.memory_bytes, &config.boot, config.vcpus, &slots)?;
-        let vm = Arc::new(create_vm(host, &memory, config.pit)?);
-        let ending = Arc::new(Ending::default());
-        let ports = Arc::new(ports(&vm, config.console, &ending)?);
-        let mmio = Arc::new(mmio(&vm, &memory, &slots, &config.devices)?);
-        let runners = runners(host, &vm, config.vcpus, &Buses { ports, mmio, ending: ending.clone() })?;
-        start_state(&runners, &memory, entry)?;
-        let threads = runners.into_iter().map(spawn).collect::<Result<_, Error>>()?;
-        Ok(Self { threads, ending, _vm: vm, memory })
+        let memory = Arc::new(memory::allocate(memory_bytes)?);
+        let slots = slots(devices.len())?;
+        let entry = boot::load(&memory, memory_bytes, &boot, vcpus, &slots)?;
+        let made = MachineState { memory_bytes, vcpus, pit, devices: devices.len() as u8 };
+        let parts = Parts::make(host, &made, memory.clone(), &slots, &devices, console, None)?;
+        for (id, vcpu) in (0..).zip(&parts.vcpus) {
+            vcpu::configure(vcpu, host.cpuid(), id, vcpus)?;
+        }
+        // The first processor begins at the kernel's entry; the others wait for it to wake them.
+        boot::set_boot_state(&parts.vcpus[0], &memory, entry)?;
+        parts.start(made, memory, None, Gate::default())
+    }
+
+    /// Makes the machine that was saved as `snapshot`, paused: [`Self::resume`] lets it run. `devices` are those of the
+    /// saved one in their order; what they stand for on the host (directories, disks, taps, addresses) is as given here.
+    ///
+    /// # Errors
+    /// Where this host or the devices do not fit, or KVM refuses.
+    pub fn restore(
+        snapshot: &Snapshot,
+        devices: &[Device],
+        console: Box<dyn Write + Send>,
+    ) -> Result<Self, Error> {
+        let host = vm::host().map_err(|error| Error::Unavailable(error.to_string()))?;
+        let made = MachineState::take(snapshot, host)?;
+        if devices.len() != usize::from(made.devices) {
+            let reason = format!("the snapshot has {} devices, not {}", made.devices, devices.len());
+            return Err(SnapshotError::Refused(reason).into());
+        }
+        let memory = Arc::new(snapshot::restore_memory(snapshot, made.memory_bytes)?);
+        let slots = slots(devices.len())?;
+        let uart = snapshot.take(snapshot::SERIAL_OWNER).map_err(SnapshotError::from)?;
+        let parts = Parts::make(host, &made, memory.clone(), &slots, devices, console, Some(uart))?;
+        Processors::restore(snapshot, &parts.vm, parts.vcpus.iter())?;
+        for (index, transport) in parts.transports.iter().enumerate() {
+            transport.lock().restore(&device_owner(index), snapshot).map_err(SnapshotError::from)?;
+        }
+        let gate = Gate::default();
+        gate.close();
+        parts.start(made, memory, Some(snapshot.clone()), gate)
+    }
+
+    /// Stops all vCPUs between two instructions and all devices between two requests. Nothing in the guest goes on until
+    /// [`Self::resume`].
+    ///
+    /// # Errors
+    /// [`SnapshotError::Ended`] where it has ended before.
+    pub fn pause(&self) -> Result<(), SnapshotError> {
+        self.gate.close();
+        for thread in &self.threads {
+            thread.target.kick();
+        }
+        self.gate.wait(self.threads.len());
+        if let Some(end) = self.end_now() {
+            self.gate.open();
+            return Err(SnapshotError::Ended(end));
+        }
+        for transport in &self.transports {
+            transport.lock().pause();
+        }
+        Ok(())
+    }
+
+    /// Lets a paused machine go on. Its clock has stood meanwhile.
+    ///
+    /// # Errors
+    /// Where a device has no thread; the machine then stays paused.
+    pub fn resume(&self) -> Result<(), SnapshotError> {
+        for transport in &self.transports {
+            transport.lock().resume().map_err(SnapshotError::host("starting a device"))?;
+        }
+        for thread in &self.threads {
+            // It fails where the guest does not use KVM's clock, which then needs not be told.
+            let _ = thread.vcpu.lock().kvmclock_ctrl();
+        }
+        self.gate.open();
+        Ok(())
+    }
+
+    /// Writes the paused machine to `store`: as a diff where it came from a snapshot that is there. `more` adds sections.
+    ///
+    /// # Errors
+    /// Where the store fails; it then holds nothing new.
+    pub fn save(
+        &self,
+        store: &Store,
+        more: impl FnOnce(&mut Writer) -> Result<(), WriteError>,
+    ) -> Result<Digest, SnapshotError> {
+        let host = vm::host().map_err(|error| SnapshotError::Refused(error.to_string()))?;
+        let vcpus: Vec<_> = self.threads.iter().map(|thread| thread.vcpu.lock()).collect();
+        let processors = Processors::read(host, &self.vm, self.made.pit, vcpus.iter().map(|vcpu| &**vcpu))?;
+        let below = |parent: &&Snapshot| parent.depth() + 1 < MAX_DEPTH && store.contains(&parent.digest());
+        let parent = self.parent.as_ref().filter(below);
+        let mut writer = processors.writer(store, parent)?;
+        writer.put("", &self.made)?;
+        writer.put(snapshot::SERIAL_OWNER, &self.com1.lock().state())?;
+        for (index, transport) in self.transports.iter().enumerate() {
+            transport.lock().save(&device_owner(index), &mut writer)?;
+        }
+        more(&mut writer)?;
+        snapshot::save_memory(&self.memory, parent, &mut writer)?;
+        Ok(writer.publish()?)
     }
 
     /// Waits until the guest has ended; `None` when `deadline` passed first (the guest then runs on).
@@ -177,6 +287,7 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         self.ending.note(End::Stopped);
+        self.gate.open();
         for thread in &mut self.threads {
             // The kick stays with the vCPU until its next entry, so it cannot come at the wrong moment.
             thread.target.kick();
@@ -185,6 +296,80 @@ impl Drop for Machine {
                 let _ = handle.join();
             }
         }
+    }
+}
+
+/// A machine whose vCPUs have no threads yet.
+struct Parts {
+    vm: Arc<VmFd>,
+    vcpus: Vec<VcpuFd>,
+    ports: Arc<Bus>,
+    mmio: Arc<Bus>,
+    com1: Arc<Mutex<Com1>>,
+    transports: Vec<Arc<Mutex<Transport>>>,
+    ending: Arc<Ending>,
+}
+
+impl Parts {
+    fn make(
+        host: &Host,
+        made: &MachineState,
+        memory: Arc<Memory>,
+        slots: &[Slot],
+        devices: &[Device],
+        console: Log,
+        uart: Option<Uart>,
+    ) -> Result<Self, Error> {
+        let vm = Arc::new(create_vm(host, &memory, made.pit)?);
+        let ending = Arc::new(Ending::default());
+        let com1 = Arc::new(Mutex::new(com1(&vm, console, &ending, uart)?));
+        let ports = Arc::new(ports(com1.clone(), &ending));
+        let (mut mmio, mut transports) = (Bus::default(), Vec::new());
+        for (slot, device) in slots.iter().zip(devices) {
+            let transport = Transport::connect(&vm, *slot, memory.clone(), device.make())?;
+            let transport = Arc::new(Mutex::new(transport));
+            mmio.insert(slot.address, VIRTIO_MMIO_SIZE, transport.clone());
+            transports.push(transport);
+        }
+        let vcpu = |id: u8| vm.create_vcpu(id.into()).map_err(Error::kvm("creating a vCPU"));
+        let vcpus = (0..made.vcpus).map(vcpu).collect::<Result<_, _>>()?;
+        Ok(Self { vm, vcpus, ports, mmio: Arc::new(mmio), com1, transports, ending })
+    }
+
+    /// Gives each vCPU its thread, which begins as the gate says.
+    fn start(
+        self,
+        made: MachineState,
+        memory: Arc<Memory>,
+        parent: Option<Snapshot>,
+        gate: Gate,
+    ) -> Result<Machine, Error> {
+        let Self { vm, vcpus, ports, mmio, com1, transports, ending } = self;
+        let gate = Arc::new(gate);
+        let mut machine = Machine {
+            threads: Vec::new(),
+            gate: gate.clone(),
+            ending: ending.clone(),
+            com1,
+            transports,
+            made,
+            parent,
+            vm,
+            memory,
+        };
+        for (id, vcpu) in (0..).zip(vcpus) {
+            let runner = Runner {
+                id,
+                vcpu: Arc::new(Mutex::new(vcpu)),
+                ports: ports.clone(),
+                mmio: mmio.clone(),
+                ending: ending.clone(),
+                gate: gate.clone(),
+            };
+            // Should one fail, dropping the machine ends those before it.
+            machine.threads.push(spawn(runner)?);
+        }
+        Ok(machine)
     }
 }
 
@@ -201,17 +386,21 @@ fn create_vm(host: &Host, memory: &Memory, pit: bool) -> Result<VmFd, Error> {
     Ok(vm)
 }
 
-/// The devices on I/O ports.
-fn ports(vm: &VmFd, console: Log, ending: &Arc<Ending>) -> Result<Bus, Error> {
+fn com1(vm: &VmFd, console: Log, ending: &Arc<Ending>, uart: Option<Uart>) -> Result<Com1, Error> {
     let interrupt = EventFd::new(EFD_NONBLOCK).map_err(Error::host("making an eventfd"))?;
     vm.register_irqfd(&interrupt, SERIAL_GSI).map_err(Error::kvm("connecting an interrupt"))?;
+    let com1 = Com1::new(interrupt, console, ending.clone(), uart);
+    com1.ok_or_else(|| SnapshotError::Refused("its serial port is in no possible state".into()).into())
+}
+
+/// The devices on I/O ports.
+fn ports(com1: Arc<Mutex<Com1>>, ending: &Arc<Ending>) -> Bus {
     let mut ports = Bus::default();
-    let com1 = Com1::new(interrupt, console, ending.clone());
-    ports.insert(SERIAL_PORT.into(), SERIAL_PORTS, shared(com1));
+    ports.insert(SERIAL_PORT.into(), SERIAL_PORTS, com1);
     ports.insert(SLEEP_CONTROL_PORT.into(), POWER_PORTS, shared(Power(ending.clone())));
     ports.insert(I8042_DATA_PORT.into(), I8042_PORTS, shared(I8042(ending.clone())));
     ports.insert(CLOCK_PORT.into(), 2, shared(NoClock));
-    Ok(ports)
+    ports
 }
 
 fn shared(device: impl super::bus::BusDevice + 'static) -> Shared {
@@ -226,41 +415,9 @@ fn slots(count: usize) -> Result<Vec<Slot>, Error> {
     })
 }
 
-/// The virtio devices.
-fn mmio(vm: &VmFd, memory: &Arc<Memory>, slots: &[Slot], devices: &[Device]) -> Result<Bus, Error> {
-    let mut bus = Bus::default();
-    for (slot, device) in slots.iter().zip(devices) {
-        let transport = Transport::connect(vm, *slot, memory.clone(), device.make())?;
-        bus.insert(slot.address, VIRTIO_MMIO_SIZE, shared(transport));
-    }
-    Ok(bus)
-}
-
-/// What all vCPUs share.
-struct Buses {
-    ports: Arc<Bus>,
-    mmio: Arc<Bus>,
-    ending: Arc<Ending>,
-}
-
-fn runners(host: &Host, vm: &VmFd, count: u8, buses: &Buses) -> Result<Vec<Runner>, Error> {
-    let make = |id: u8| {
-        let vcpu = vm.create_vcpu(id.into()).map_err(Error::kvm("creating a vCPU"))?;
-        vcpu::configure(&vcpu, host.cpuid(), id, count)?;
-        let Buses { ports, mmio, ending } = buses;
-        Ok(Runner { id, vcpu, ports: ports.clone(), mmio: mmio.clone(), ending: ending.clone() })
-    };
-    (0..count).map(make).collect()
-}
-
-/// The first processor begins at the kernel's entry; the others wait for it to wake them.
-fn start_state(runners: &[Runner], memory: &Memory, entry: Entry) -> Result<(), Error> {
-    boot::set_boot_state(&runners[0].vcpu, memory, entry)
-}
-
 fn spawn(runner: Runner) -> Result<VcpuThread, Error> {
     let (tell, target) = channel();
-    let name = format!("vcpu{}", runner.id);
+    let (name, vcpu) = (format!("vcpu{}", runner.id), runner.vcpu.clone());
     let work = move || {
         let _ = tell.send(KickTarget::current());
         runner.run();
@@ -268,5 +425,5 @@ fn spawn(runner: Runner) -> Result<VcpuThread, Error> {
     let handle =
         std::thread::Builder::new().name(name).spawn(work).map_err(Error::host("starting a vCPU thread"))?;
     let target = target.recv().map_err(|_| Error::Config("a vCPU thread ended before it began".into()))?;
-    Ok(VcpuThread { handle: Some(handle), target })
+    Ok(VcpuThread { handle: Some(handle), target, vcpu })
 }

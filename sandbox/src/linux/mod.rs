@@ -16,9 +16,10 @@ pub mod guest;
 pub mod layout;
 pub mod machine;
 mod memory;
+mod pause;
+pub mod snapshot;
 mod sys;
 mod vcpu;
-#[cfg_attr(not(test), allow(dead_code, reason = "states of devices are used once machines are saved"))]
 mod virtio;
 
 #[cfg(feature = "fuzzing")]
@@ -28,6 +29,7 @@ pub use end::End;
 pub use engine::{DEFAULT_PATH, LinuxEngine};
 pub use error::Error;
 pub use machine::{Device, Machine, MachineConfig};
+pub use snapshot::SnapshotError;
 pub use virtio::StateError;
 
 /// Whether this machine can run the engine; `Err` says why not and what to do.

@@ -44,7 +44,7 @@ pub(crate) fn set_memslots(vm: &VmFd, memory: &Memory) -> Result<(), Error> {
 pub(crate) fn map_file(
     memory: &Memory,
     at: GuestAddress,
-    file: &File,
+    file: BorrowedFd<'_>,
     offset: u64,
     length: u64,
 ) -> io::Result<bool> {
@@ -67,6 +67,14 @@ pub(crate) fn map_file(
         )
     };
     if got == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(true) }
+}
+
+/// The bytes of a region whose guest stands and whose devices are paused: nobody writes to them.
+pub(crate) fn bytes(region: &vm_memory::GuestRegionMmap<()>) -> &[u8] {
+    // SAFETY: the mapping is readable and lives as long as the region that is borrowed. No vCPU runs and no device works
+    // while it is used, which the only caller, saving a paused machine, sees to; a host program that changed the file of a
+    // private mapping would change bytes, which are looked at and copied, and mean nothing to this process.
+    unsafe { std::slice::from_raw_parts(region.as_ptr(), region.len() as usize) }
 }
 
 /// Gives the memory of `length` bytes at `at`, whole pages of one region, back to the host: what the guest finds there

@@ -4,6 +4,7 @@
 //! Source: ELF-64; the PVH note is `XEN_ELFNOTE_PHYS32_ENTRY` of xen/include/public/elfnote.h.
 
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -101,7 +102,7 @@ impl Loader<'_> {
         if offset.checked_add(length).is_none_or(|end| end > file_length) {
             return Err(self.refuse("it is cut short"));
         }
-        let mapped = sys::map_file(self.memory, GuestAddress(at), self.file, offset, length);
+        let mapped = sys::map_file(self.memory, GuestAddress(at), self.file.as_fd(), offset, length);
         let mapped = mapped.map_err(Error::host("mapping the kernel"))?;
         Ok(if mapped { length } else { 0 })
     }

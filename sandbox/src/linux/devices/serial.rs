@@ -4,11 +4,12 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use vm_superio::serial::NoEvents;
-use vm_superio::{Serial, Trigger};
+use vm_superio::{Serial, SerialState, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::linux::bus::BusDevice;
 use crate::linux::end::Ending;
+use crate::linux::snapshot::Uart;
 
 /// Where the console goes.
 pub(crate) type Log = Box<dyn Write + Send>;
@@ -17,9 +18,22 @@ pub(crate) type Log = Box<dyn Write + Send>;
 pub(crate) struct Com1(Serial<Interrupt, NoEvents, Watched>);
 
 impl Com1 {
-    /// Writes to `log`, raises its interrupt by `interrupt` and tells panics to `ending`.
-    pub(crate) fn new(interrupt: EventFd, log: Log, ending: Arc<Ending>) -> Self {
-        Self(Serial::new(Interrupt(interrupt), Watched { log, ending, line: Vec::new() }))
+    /// Writes to `log`, raises its interrupt by `interrupt` and tells panics to `ending`; as `state` says, or as after
+    /// power-on. `None` where the state is none of a UART.
+    pub(crate) fn new(
+        interrupt: EventFd,
+        log: Log,
+        ending: Arc<Ending>,
+        state: Option<Uart>,
+    ) -> Option<Self> {
+        let log = Watched { log, ending, line: Vec::new() };
+        let state = state.map(SerialState::from).unwrap_or_default();
+        Serial::from_state(&state, Interrupt(interrupt), NoEvents, log).ok().map(Self)
+    }
+
+    /// Its registers.
+    pub(crate) fn state(&self) -> Uart {
+        self.0.state().into()
     }
 }
 

@@ -1,0 +1,177 @@
+//! A machine at rest: what is saved, and how a machine comes of it.
+//!
+//! | section | owner | what |
+//! |---|---|---|
+//! | `machine` | | memory, vCPUs, devices: what a new machine must be made like |
+//! | `vm` | | interrupt controllers, KVM's clock, the PIT |
+//! | `vcpu` | `vcpu0`, ... | registers ([`vcpu`]) |
+//! | `serial` | `com1` | the UART |
+//! | `virtio-mmio`, and its own | `virtio0`, ... | each device (`virtio/state.rs`) |
+//!
+//! The power and reset ports have no state. Memory is the snapshot's image: pages that the guest or the boot has put
+//! there. A machine must be paused to be saved, and is paused when it has been made.
+
+mod features;
+mod memory;
+mod raw;
+mod serial;
+mod vcpu;
+mod vm;
+
+use kvm_ioctls::{VcpuFd, VmFd};
+use novum_snapshot::{
+    Host as Demand, Incompatible, SectionError, Snapshot, State, Store, WriteError, Writer,
+};
+use serde::{Deserialize, Serialize};
+
+use super::end::End;
+use super::layout::MAX_VCPUS;
+use super::virtio::StateError;
+use crate::kvm::vm::Host;
+
+pub(super) use memory::{restore as restore_memory, save as save_memory};
+use vcpu::VcpuState;
+use vm::VmState;
+
+pub(super) use serial::{OWNER as SERIAL_OWNER, Uart};
+
+/// Why a machine could not be saved, or made from what was saved.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The snapshot could not be written.
+    #[error("the snapshot could not be written")]
+    Write(#[from] WriteError),
+    /// A section could not be read.
+    #[error(transparent)]
+    Section(#[from] SectionError),
+    /// This machine is not like the one it was made on.
+    #[error("the snapshot cannot run on this machine")]
+    Incompatible(#[from] Incompatible),
+    /// A device's state.
+    #[error(transparent)]
+    Device(#[from] StateError),
+    /// KVM refused a part of the state.
+    #[error("{doing} {what} failed in KVM")]
+    Kvm {
+        /// Reading or writing.
+        doing: &'static str,
+        /// Which part.
+        what: &'static str,
+        /// Its answer.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// The guest has ended.
+    #[error("{0}")]
+    Ended(End),
+    /// It does not fit.
+    #[error("{0}")]
+    Refused(String),
+    /// The host failed.
+    #[error("{doing}")]
+    Host {
+        /// What was being done.
+        doing: &'static str,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl SnapshotError {
+    /// For `map_err`: a [`SnapshotError::Host`].
+    pub(crate) fn host(doing: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Host { doing, source }
+    }
+}
+
+/// What a new machine must be made like.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct MachineState {
+    pub(super) memory_bytes: u64,
+    pub(super) vcpus: u8,
+    pub(super) pit: bool,
+    /// Virtio devices.
+    pub(super) devices: u8,
+}
+
+impl State for MachineState {
+    const KIND: &'static str = "machine";
+    const VERSION: u32 = 1;
+}
+
+impl MachineState {
+    /// Of a snapshot whose demands this host meets.
+    pub(super) fn take(snapshot: &Snapshot, host: &Host) -> Result<Self, SnapshotError> {
+        let state: Self = snapshot.take("")?;
+        if state.vcpus == 0 || state.vcpus > MAX_VCPUS {
+            return Err(SnapshotError::Refused(format!("a machine cannot have {} vCPUs", state.vcpus)));
+        }
+        snapshot.require(&offer(host, state.vcpus))?;
+        Ok(state)
+    }
+}
+
+/// What vCPUs of this host have.
+fn offer(host: &Host, vcpus: u8) -> Demand {
+    features::host(super::vcpu::cpuid(host.cpuid(), 0, vcpus).as_slice())
+}
+
+/// The owner of a vCPU's section.
+fn vcpu_owner(id: usize) -> String {
+    format!("vcpu{id}")
+}
+
+/// The owner of a device's sections.
+pub(super) fn device_owner(index: usize) -> String {
+    format!("virtio{index}")
+}
+
+/// Processors and controllers of a machine whose vCPUs stand and whose devices are paused.
+pub(super) struct Processors {
+    vcpus: Vec<VcpuState>,
+    vm: VmState,
+}
+
+impl Processors {
+    /// Reads them.
+    pub(super) fn read<'a>(
+        host: &Host,
+        vm: &VmFd,
+        pit: bool,
+        vcpus: impl Iterator<Item = &'a VcpuFd>,
+    ) -> Result<Self, SnapshotError> {
+        // vCPUs first: the controllers' state includes what these have taken.
+        let vcpus = vcpus.map(|vcpu| VcpuState::read(host, vcpu)).collect::<Result<_, _>>()?;
+        Ok(Self { vcpus, vm: VmState::read(vm, pit)? })
+    }
+
+    /// From a snapshot into a machine that has not run.
+    pub(super) fn restore<'a>(
+        snapshot: &Snapshot,
+        vm: &VmFd,
+        vcpus: impl Iterator<Item = &'a VcpuFd>,
+    ) -> Result<(), SnapshotError> {
+        snapshot.take::<VmState>("")?.write_chips(vm)?;
+        for (id, vcpu) in vcpus.enumerate() {
+            snapshot.take::<VcpuState>(&vcpu_owner(id))?.write(vcpu)?;
+        }
+        // After the MSRs that tell KVM where the guest's clock pages are.
+        snapshot.take::<VmState>("")?.write_clock(vm)
+    }
+
+    /// A writer of a snapshot that demands what these processors have: a base, or a diff over `parent`.
+    pub(super) fn writer(&self, store: &Store, parent: Option<&Snapshot>) -> Result<Writer, SnapshotError> {
+        let cpuid: Vec<_> = self.vcpus[0].cpuid.iter().map(|entry| entry.0).collect();
+        let demand = features::host(&cpuid);
+        let mut writer = match parent {
+            None => Writer::base(store, demand),
+            Some(parent) => Writer::diff(store, demand, parent),
+        }?;
+        writer.put("", &self.vm)?;
+        for (id, vcpu) in self.vcpus.iter().enumerate() {
+            writer.put(&vcpu_owner(id), vcpu)?;
+        }
+        Ok(writer)
+    }
+}

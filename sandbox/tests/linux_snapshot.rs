@@ -1,0 +1,105 @@
+//! Machines that are saved, restored and forked, in the rig.
+#![cfg(feature = "vm")]
+
+mod guest;
+
+use std::time::{Duration, Instant};
+
+use guest::{Console, Guest, PATIENCE, debian_kernel, our_kernel};
+use novum_sandbox::linux::{Device, Machine, SnapshotError};
+use novum_snapshot::{Snapshot, Store};
+
+/// Waits until the console has `text`.
+fn until(machine: &Machine, console: &Console, text: &str) {
+    let end = Instant::now() + PATIENCE;
+    while !console.text().contains(text) {
+        assert!(machine.end_now().is_none() && Instant::now() < end, "no {text:?}:\n{}", console.text());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn save(machine: &Machine, store: &Store) -> Snapshot {
+    machine.pause().unwrap();
+    let digest = machine.save(store, |_| Ok(())).unwrap();
+    machine.resume().unwrap();
+    Snapshot::open(store, &digest).unwrap()
+}
+
+/// Counts, with a nonce that is drawn at the boot.
+const COUNT: &str = "nonce=$($b hexdump -n 8 -e '\"%x\"' /dev/urandom)
+    i=0; while :; do i=$((i+1)); echo count $i $nonce; $b sleep 0.1; done";
+
+fn last_count(text: &str) -> (String, u64) {
+    let (whole, _) = text.rsplit_once('\n').expect(text);
+    let line = whole.lines().rev().find_map(|line| line.strip_prefix("count ")).expect(text);
+    let (count, nonce) = line.trim().split_once(' ').expect(line);
+    (nonce.to_owned(), count.parse().expect(line))
+}
+
+fn goes_on(guest: &Guest) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let console = Console::default();
+    let machine = guest.boot(COUNT, &console);
+    until(&machine, &console, "count 1 ");
+    until(&machine, &console, "count 2 ");
+    let snapshot = save(&machine, &store);
+    let (nonce, saved) = last_count(&console.text());
+    until(&machine, &console, &format!("count {} {nonce}\r", saved + 5));
+    machine.stop();
+    for _ in 0..2 {
+        let console = Console::default();
+        let machine = Machine::restore(&snapshot, &guest.devices, Box::new(console.clone())).unwrap();
+        assert_eq!(console.text(), "", "it is paused");
+        machine.resume().unwrap();
+        until(&machine, &console, &format!("count {} {nonce}\r", saved + 5));
+        assert!(!console.text().contains("Linux version"), "it was not booted");
+        machine.stop();
+    }
+}
+
+#[test]
+fn a_restored_machine_goes_on_where_it_was_saved() {
+    let Some(kernel) = our_kernel("a_restored_machine_goes_on_where_it_was_saved") else { return };
+    goes_on(&Guest::new(kernel.vmlinux()));
+}
+
+#[test]
+fn a_restored_machine_with_four_processors_goes_on() {
+    let Some(kernel) = our_kernel("a_restored_machine_with_four_processors_goes_on") else { return };
+    goes_on(&Guest { vcpus: 4, ..Guest::new(kernel.vmlinux()) });
+}
+
+#[test]
+fn a_restored_machine_with_debians_kernel_goes_on() {
+    let Some(kernel) = debian_kernel("a_restored_machine_with_debians_kernel_goes_on") else { return };
+    let guest = Guest { modules: Some(kernel.modules()), ..Guest::new(kernel.vmlinux()) };
+    goes_on(&guest);
+}
+
+#[test]
+fn other_devices_than_the_saved_ones_are_refused() {
+    let Some(kernel) = our_kernel("other_devices_than_the_saved_ones_are_refused") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let console = Console::default();
+    let machine = Guest::new(kernel.vmlinux()).boot(COUNT, &console);
+    until(&machine, &console, "count 1 ");
+    until(&machine, &console, "count 2 ");
+    let snapshot = save(&machine, &store);
+    let restore = |devices: &[Device]| Machine::restore(&snapshot, devices, Box::new(Console::default()));
+    assert!(restore(&[]).is_err());
+    assert!(restore(&[Device::Rng, Device::Rng]).is_err());
+    let vsock = novum_sandbox::linux::vsock::Vsock::new(3).unwrap();
+    assert!(restore(&[Device::Vsock(vsock)]).is_err());
+    machine.stop();
+}
+
+#[test]
+fn a_machine_that_has_ended_is_not_paused() {
+    let Some(kernel) = our_kernel("a_machine_that_has_ended_is_not_paused") else { return };
+    let console = Console::default();
+    let machine = Guest::new(kernel.vmlinux()).boot("/exit", &console);
+    assert!(machine.wait(Some(Instant::now() + PATIENCE)).is_some());
+    assert!(matches!(machine.pause(), Err(SnapshotError::Ended(_))));
+}
