@@ -60,7 +60,8 @@ file = open("gone", "w+b", 0); file.write(b"still there"); os.unlink("gone"); fi
 file = open("moved", "w+b", 0); file.write(b"first "); os.rename("moved", "there"); file.write(b"second"); print(open("there").read())
 file = os.open("there", os.O_RDONLY); print(fails(os.write, file, b"x"), fails(os.ftruncate, file, 0))
 print(os.stat("there").st_size, oct(os.stat("there").st_mode)); os.chmod("there", 0o400); print(oct(os.stat("there").st_mode))
-os.utime("there", ns=(10**18, 10**18 + 123456789)); print(os.stat("there").st_mtime_ns, os.stat("there").st_nlink)
+# Whole seconds: Linux's 9p client cuts the rest of a time that is set.
+os.utime("there", (10**9, 10**9 + 5)); print(os.stat("there").st_mtime_ns, os.stat("there").st_nlink)
 big = os.urandom(3 << 20)
 with open("big", "wb") as file: file.write(big)
 print(open("big", "rb").read() == big); os.unlink("big")
