@@ -12,7 +12,7 @@
 use std::io;
 
 use novum_snapshot::{SectionError, Snapshot, State, WriteError, Writer};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use virtio_queue::Queue;
 
 use super::mmio::Transport;
@@ -87,6 +87,23 @@ pub(crate) fn put<S: State>(to: &mut Writer, owner: &str, state: &S) -> Result<(
 /// Reads one section of a device.
 pub(crate) fn take<S: State>(from: &Snapshot, owner: &str) -> Result<S, StateError> {
     from.take(owner).map_err(|source| StateError::Read { owner: owner.into(), source })
+}
+
+/// Bytes that are written at once; a vector of them would be written one by one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Bytes(pub(crate) Vec<u8>);
+
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        // Postcard borrows: as much as is there, whatever the length says.
+        <&[u8]>::deserialize(from).map(|bytes| Self(bytes.to_vec()))
+    }
 }
 
 /// A ring between two requests.

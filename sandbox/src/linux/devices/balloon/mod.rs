@@ -6,8 +6,10 @@
 //!                         <── statistics, asked for by giving their buffer back
 //! ```
 //! Source: VIRTIO 1.2 §5.5. A page that was taken is an empty page again when the guest touches it; so the host need not
-//! be told when the driver deflates, and a guest that lies about its pages only loses its own memory.
+//! be told when the driver deflates, and a guest that lies about its pages only loses its own memory. It is told all the
+//! same: what the guest has given holds nothing, and a snapshot leaves it out.
 
+mod given;
 mod serve;
 #[cfg(test)]
 mod tests;
@@ -17,19 +19,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use novum_snapshot::{Snapshot, State, Writer};
 use parking_lot::{Condvar, Mutex};
+use serde::{Deserialize, Serialize};
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::linux::layout::PAGE;
 use crate::linux::virtio::ring::Interrupt;
-use crate::linux::virtio::{Activation, VirtioDevice, Worker, read_config_bytes};
+use crate::linux::virtio::state::{put, take};
+use crate::linux::virtio::{Activation, StateError, VirtioDevice, Worker, read_config_bytes};
+use given::Given;
 use serve::{Role, serve};
 
 const DEVICE_ID: u32 = 5;
 /// Inflate, deflate, statistics, reporting.
 const QUEUE_SIZES: &[u16] = &[128, 128, 16, 128];
 /// Features (§5.5.3).
+const MUST_TELL_HOST: u64 = 1;
 const STATISTICS: u64 = 1 << 1;
 const DEFLATE_ON_OOM: u64 = 1 << 2;
 const REPORTING: u64 = 1 << 5;
@@ -63,6 +70,8 @@ struct Shared {
     actual_pages: AtomicU32,
     /// Bytes that the guest has reported as free, in all.
     reported_bytes: AtomicU64,
+    /// Pages that the guest has given and not taken back; empty for a driver that does not tell.
+    given: Mutex<Given>,
     /// The newest statistics and how often they came.
     statistics: Mutex<(u64, Statistics)>,
     came: Condvar,
@@ -82,6 +91,7 @@ impl Balloon {
             target_pages: AtomicU32::new(0),
             actual_pages: AtomicU32::new(0),
             reported_bytes: AtomicU64::new(0),
+            given: Mutex::default(),
             statistics: Mutex::default(),
             came: Condvar::new(),
             ask: EventFd::new(EFD_NONBLOCK)?,
@@ -118,6 +128,14 @@ impl Balloon {
         self.0.reported_bytes.load(Ordering::SeqCst)
     }
 
+    /// The ranges of guest memory, as (address, bytes), that the guest has given and not taken back: nothing in them
+    /// matters to it, so that a snapshot needs not hold them. Only meaningful while the guest is paused.
+    #[must_use]
+    pub fn given_ranges(&self) -> Vec<(u64, u64)> {
+        let runs = self.0.given.lock().runs();
+        runs.into_iter().map(|(page, count)| (page * PAGE, count * PAGE)).collect()
+    }
+
     /// Asks for the guest's statistics; `None` where it does not answer in time.
     #[must_use]
     pub fn statistics(&self, patience: Duration) -> Option<Statistics> {
@@ -133,6 +151,20 @@ impl Balloon {
         }
         Some(statistics.1)
     }
+}
+
+/// A balloon as a section of a snapshot.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Pages {
+    target_pages: u32,
+    actual_pages: u32,
+    /// First page and count.
+    given: Vec<(u64, u64)>,
+}
+
+impl State for Pages {
+    const KIND: &'static str = "virtio-balloon";
+    const VERSION: u32 = 1;
 }
 
 /// The device.
@@ -157,7 +189,7 @@ impl VirtioDevice for BalloonDevice {
     }
 
     fn features(&self) -> u64 {
-        STATISTICS | DEFLATE_ON_OOM | REPORTING
+        MUST_TELL_HOST | STATISTICS | DEFLATE_ON_OOM | REPORTING
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -179,7 +211,8 @@ impl VirtioDevice for BalloonDevice {
         roles.extend((activation.features & STATISTICS != 0).then_some(Role::Statistics));
         roles.extend((activation.features & REPORTING != 0).then_some(Role::Report));
         *self.balloon.0.interrupt.lock() = Some(activation.interrupt);
-        let work = move |rings, stop: &EventFd| serve(rings, &roles, &balloon.0, stop);
+        let tells = activation.features & MUST_TELL_HOST != 0;
+        let work = move |rings, stop: &EventFd| serve(rings, &roles, tells, &balloon.0, stop);
         self.worker = Some(Worker::run("virtio-balloon", activation.rings, work)?);
         Ok(())
     }
@@ -187,5 +220,28 @@ impl VirtioDevice for BalloonDevice {
     fn pause(&mut self) -> Vec<Queue> {
         *self.balloon.0.interrupt.lock() = None;
         self.worker.take().map(Worker::stop).unwrap_or_default()
+    }
+
+    fn reset(&mut self) {
+        self.balloon.0.actual_pages.store(0, Ordering::SeqCst);
+        *self.balloon.0.given.lock() = Given::default();
+    }
+
+    fn save(&self, owner: &str, to: &mut Writer) -> Result<(), StateError> {
+        let Shared { target_pages, actual_pages, given, .. } = &*self.balloon.0;
+        let [target_pages, actual_pages] =
+            [target_pages, actual_pages].map(|word| word.load(Ordering::SeqCst));
+        put(to, owner, &Pages { target_pages, actual_pages, given: given.lock().runs() })
+    }
+
+    fn restore(&mut self, owner: &str, from: &Snapshot) -> Result<(), StateError> {
+        let state: Pages = take(from, owner)?;
+        let given = Given::from_runs(&state.given);
+        let given = given.ok_or_else(|| StateError::refused(owner, "no guest has given such pages"))?;
+        let shared = &self.balloon.0;
+        shared.target_pages.store(state.target_pages, Ordering::SeqCst);
+        shared.actual_pages.store(state.actual_pages, Ordering::SeqCst);
+        *shared.given.lock() = given;
+        Ok(())
     }
 }

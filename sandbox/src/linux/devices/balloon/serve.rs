@@ -28,7 +28,13 @@ pub(super) enum Role {
 }
 
 /// Serves the rings until `stop`.
-pub(super) fn serve(mut rings: Vec<Ring>, roles: &[Role], shared: &Shared, stop: &EventFd) -> Vec<Ring> {
+pub(super) fn serve(
+    mut rings: Vec<Ring>,
+    roles: &[Role],
+    tells: bool,
+    shared: &Shared,
+    stop: &EventFd,
+) -> Vec<Ring> {
     // The chain that the statistics came in: it is given back to ask for new ones.
     let mut held = None;
     let statistics = roles.iter().position(|role| *role == Role::Statistics);
@@ -36,7 +42,7 @@ pub(super) fn serve(mut rings: Vec<Ring>, roles: &[Role], shared: &Shared, stop:
         for (ring, role) in rings.iter_mut().zip(roles) {
             match role {
                 Role::Statistics => hold(ring, shared, &mut held),
-                role => drain(ring, *role, shared),
+                role => drain(ring, *role, tells, shared),
             }
         }
         let events: Vec<_> = rings.iter().map(Ring::kick).chain([&shared.ask, stop]).collect();
@@ -62,17 +68,19 @@ pub(super) fn serve(mut rings: Vec<Ring>, roles: &[Role], shared: &Shared, stop:
     rings
 }
 
-fn drain(ring: &mut Ring, role: Role, shared: &Shared) {
+/// `tells`: the driver says so before it uses again what it gave.
+fn drain(ring: &mut Ring, role: Role, tells: bool, shared: &Shared) {
     let memory = ring.memory().clone();
     loop {
         ring.quiet();
         while let Some(chain) = ring.next() {
             let head = chain.head_index();
             match role {
-                Role::Inflate => inflate(chain, &memory),
+                Role::Inflate => inflate(chain, &memory, tells, shared),
                 Role::Report => report(chain, &memory, shared),
                 // The guest takes what it had given; the pages come when it touches them.
-                Role::Deflate | Role::Statistics => {}
+                Role::Deflate => runs(chain, &memory, |page, count| shared.given.lock().remove(page, count)),
+                Role::Statistics => {}
             }
             ring.give_back(head, 0);
             ring.notify();
@@ -98,7 +106,16 @@ fn hold(ring: &mut Ring, shared: &Shared, held: &mut Option<u16>) {
     ring.listen();
 }
 
-fn inflate(chain: Chain, memory: &Memory) {
+fn inflate(chain: Chain, memory: &Memory, tells: bool, shared: &Shared) {
+    runs(chain, memory, |page, count| {
+        if sys::discard(memory, GuestAddress(page * PAGE), count * PAGE) && tells {
+            shared.given.lock().add(page, count);
+        }
+    });
+}
+
+/// The page numbers of a request, by runs of (first page, count).
+fn runs(chain: Chain, memory: &Memory, mut each: impl FnMut(u64, u64)) {
     let Ok(mut reader) = chain.reader(memory) else { return };
     let mut bytes = vec![0; reader.available_bytes().min(MOST_PAGE_NUMBERS) / 4 * 4];
     if reader.read_exact(&mut bytes).is_err() {
@@ -109,7 +126,7 @@ fn inflate(chain: Chain, memory: &Memory) {
     pages.sort_unstable();
     pages.dedup();
     for run in pages.chunk_by(|page, next| page + 1 == *next) {
-        sys::discard(memory, GuestAddress(run[0] * PAGE), run.len() as u64 * PAGE);
+        each(run[0], run.len() as u64);
     }
 }
 

@@ -91,6 +91,36 @@ fn statistics_are_held_until_they_are_asked_for_also_across_a_pause() {
     assert_eq!(balloon.statistics(Duration::ZERO), None);
 }
 
+#[test]
+fn what_was_given_is_known_also_after_a_snapshot_until_it_is_taken_back() {
+    let (balloon, mut driver) = start(MUST_TELL_HOST);
+    balloon.set_target_bytes(4 * PAGE);
+    let numbers = |pages: &[u64]| {
+        let page = |page: &u64| ((AT / PAGE + page) as u32).to_le_bytes();
+        [Piece::Out(pages.iter().flat_map(page).collect())]
+    };
+    // One of them is not memory.
+    driver.ask(&numbers(&[0, 1, 2, 9, 1 << 20]));
+    driver.set_config(4, &4u32.to_le_bytes());
+    assert_eq!(balloon.given_ranges(), [(AT, 3 * PAGE), (AT + 9 * PAGE, PAGE)]);
+    let saved = driver.save();
+    let balloon = Balloon::new().unwrap();
+    driver.restore(Box::new(BalloonDevice::new(balloon.clone())), &saved).unwrap();
+    assert_eq!((balloon.target_bytes(), balloon.actual_bytes()), (4 * PAGE, 4 * PAGE));
+    driver.ask_on(1, &numbers(&[1, 9, 1 << 20]));
+    assert_eq!(balloon.given_ranges(), [(AT, PAGE), (AT + 2 * PAGE, PAGE)]);
+    // A driver that starts anew has given nothing.
+    driver.poke(0x70, &0u32.to_le_bytes());
+    assert_eq!((balloon.given_ranges(), balloon.actual_bytes()), (Vec::new(), 0));
+}
+
+#[test]
+fn a_driver_that_does_not_tell_is_not_believed() {
+    let (balloon, mut driver) = start(0);
+    driver.ask(&[Piece::Out((AT as u32 / PAGE as u32).to_le_bytes().to_vec())]);
+    assert!(balloon.given_ranges().is_empty());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]

@@ -14,9 +14,9 @@ use rustix::io::Errno;
 use super::SECTOR;
 
 /// Bytes of a cluster.
-const CLUSTER: u64 = 64 << 10;
+pub(super) const CLUSTER: u64 = 64 << 10;
 /// Largest disk: the map of an overlay then has 2 MiB.
-const MOST_BYTES: u64 = 1 << 40;
+pub(super) const MOST_BYTES: u64 = 1 << 40;
 /// Zeroes that are written where the file system cannot make them itself.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -37,17 +37,17 @@ pub enum DiskAccess {
 /// An open disk.
 #[derive(Debug)]
 pub(super) struct Disk {
-    base: File,
+    pub(super) base: File,
     /// Bytes of the base; what lies behind is zero.
-    base_bytes: u64,
-    size_bytes: u64,
+    pub(super) base_bytes: u64,
+    pub(super) size_bytes: u64,
     writable: bool,
-    overlay: Option<Overlay>,
+    pub(super) overlay: Option<Overlay>,
 }
 
 #[derive(Debug)]
-struct Overlay {
-    file: File,
+pub(super) struct Overlay {
+    pub(super) file: File,
     /// A bit for each cluster that is in the file.
     present: Vec<u64>,
 }
@@ -211,7 +211,7 @@ impl Overlay {
         Ok(overlay)
     }
 
-    fn resize(&mut self, size_bytes: u64) -> io::Result<()> {
+    pub(super) fn resize(&mut self, size_bytes: u64) -> io::Result<()> {
         self.file.set_len(size_bytes)?;
         let clusters = size_bytes.div_ceil(CLUSTER);
         self.present.resize(clusters.div_ceil(64) as usize, 0);
@@ -226,7 +226,12 @@ impl Overlay {
         self.present[(cluster / 64) as usize] & 1 << (cluster % 64) != 0
     }
 
-    fn add(&mut self, cluster: u64) {
+    /// The clusters that it has.
+    pub(super) fn clusters(&self) -> impl Iterator<Item = u64> {
+        (0..self.present.len() as u64 * 64).filter(|cluster| self.has(*cluster))
+    }
+
+    pub(super) fn add(&mut self, cluster: u64) {
         self.present[(cluster / 64) as usize] |= 1 << (cluster % 64);
     }
 }

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! ring ── Requests (request.rs) ── Disk (disk.rs): raw file | base file + overlay of changed clusters
-//! Block: the host's handle, for resizing
+//! Block: the host's handle, for resizing            state.rs: size and changes as a section of a snapshot
 //! ```
 //! Source: VIRTIO 1.2 §5.2.
 
 mod disk;
 mod request;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -15,11 +16,12 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use novum_snapshot::{Snapshot, Writer};
 use parking_lot::Mutex;
 use virtio_queue::Queue;
 
 use crate::linux::virtio::ring::Interrupt;
-use crate::linux::virtio::{Activation, VirtioDevice, Worker, read_config_bytes};
+use crate::linux::virtio::{Activation, StateError, VirtioDevice, Worker, read_config_bytes};
 use disk::Disk;
 use request::{MOST_SEGMENTS, MOST_ZERO_SECTORS, Requests};
 
@@ -152,5 +154,13 @@ impl VirtioDevice for BlockDevice {
     fn pause(&mut self) -> Vec<Queue> {
         *self.block.0.interrupt.lock() = None;
         self.worker.take().map(Worker::stop).unwrap_or_default()
+    }
+
+    fn save(&self, owner: &str, to: &mut Writer) -> Result<(), StateError> {
+        state::save(&self.block.0.disk.lock(), owner, to)
+    }
+
+    fn restore(&mut self, owner: &str, from: &Snapshot) -> Result<(), StateError> {
+        state::restore(&mut self.block.0.disk.lock(), owner, from)
     }
 }

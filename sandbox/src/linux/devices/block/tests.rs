@@ -10,7 +10,7 @@ use crate::linux::virtio::testing::{Driver, Piece};
 
 const DISK: u64 = 300 * SECTOR;
 
-fn disk(access: DiskAccess) -> (tempfile::NamedTempFile, Block) {
+pub(super) fn disk(access: DiskAccess) -> (tempfile::NamedTempFile, Block) {
     let file = tempfile::NamedTempFile::new().unwrap();
     let content: Vec<u8> = (0..DISK).map(|at| (at / 7) as u8).collect();
     fs::write(file.path(), content).unwrap();
@@ -18,7 +18,7 @@ fn disk(access: DiskAccess) -> (tempfile::NamedTempFile, Block) {
     (file, block)
 }
 
-fn driver(block: &Block) -> Driver {
+pub(super) fn driver(block: &Block) -> Driver {
     Driver::start(Box::new(BlockDevice::new(block.clone())), FLUSH)
 }
 
@@ -27,7 +27,7 @@ fn header(kind: u32, sector: u64) -> Piece {
 }
 
 /// The status and the data of a request.
-fn ask(driver: &mut Driver, kind: u32, sector: u64, out: &[u8], room: usize) -> (u8, Vec<u8>) {
+pub(super) fn ask(driver: &mut Driver, kind: u32, sector: u64, out: &[u8], room: usize) -> (u8, Vec<u8>) {
     let mut pieces = vec![header(kind, sector)];
     if !out.is_empty() {
         pieces.push(Piece::Out(out.to_vec()));
@@ -40,7 +40,7 @@ fn ask(driver: &mut Driver, kind: u32, sector: u64, out: &[u8], room: usize) -> 
     (answer.pop().unwrap(), answer)
 }
 
-fn range(sector: u64, count: u32, flags: u32) -> Vec<u8> {
+pub(super) fn range(sector: u64, count: u32, flags: u32) -> Vec<u8> {
     [&sector.to_le_bytes()[..], &count.to_le_bytes(), &flags.to_le_bytes()].concat()
 }
 

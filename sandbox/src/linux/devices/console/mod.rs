@@ -13,13 +13,17 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use novum_snapshot::{Snapshot, State, Writer};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::linux::virtio::ring::{Interrupt, Ring};
-use crate::linux::virtio::{Activation, VirtioDevice, Worker, read_config_bytes, worker};
+use crate::linux::virtio::state::{Bytes, put, take};
+use crate::linux::virtio::{Activation, StateError, VirtioDevice, Worker, read_config_bytes, worker};
 
 const DEVICE_ID: u32 = 3;
 /// Receive, transmit.
@@ -44,9 +48,25 @@ struct Shared {
     sent: EventFd,
     /// Columns and rows.
     size: Mutex<(u16, u16)>,
-    /// The guest's interrupt while its driver is at work, and whether it was told the size with it. Linux reads the size
-    /// only when it changes, and must not be told before its terminal is there, which its first output shows.
-    interrupt: Mutex<Option<(Interrupt, bool)>>,
+    /// The guest's interrupt while its driver is at work.
+    interrupt: Mutex<Option<Interrupt>>,
+    /// Whether the driver was told the size. Linux reads the size only when it changes, and must not be told before its
+    /// terminal is there, which its first output shows.
+    told: AtomicBool,
+}
+
+/// A terminal as a section of a snapshot.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Terminal {
+    waiting: Bytes,
+    columns: u16,
+    rows: u16,
+    told: bool,
+}
+
+impl State for Terminal {
+    const KIND: &'static str = "virtio-console";
+    const VERSION: u32 = 1;
 }
 
 impl fmt::Debug for Shared {
@@ -68,6 +88,7 @@ impl Console {
             sent: EventFd::new(EFD_NONBLOCK)?,
             size: Mutex::new((80, 25)),
             interrupt: Mutex::new(None),
+            told: AtomicBool::new(false),
         })))
     }
 
@@ -84,7 +105,8 @@ impl Console {
     /// Changes the terminal's size, which the guest is told at once.
     pub fn resize(&self, columns: u16, rows: u16) {
         *self.0.size.lock() = (columns, rows);
-        if let Some((interrupt, true)) = &*self.0.interrupt.lock() {
+        let interrupt = self.0.interrupt.lock();
+        if let (Some(interrupt), true) = (&*interrupt, self.0.told.load(Ordering::SeqCst)) {
             interrupt.config_changed();
         }
     }
@@ -123,7 +145,7 @@ impl VirtioDevice for ConsoleDevice {
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         let console = self.console.clone();
-        *self.console.0.interrupt.lock() = Some((activation.interrupt, false));
+        *self.console.0.interrupt.lock() = Some(activation.interrupt);
         let work = move |rings, stop: &EventFd| serve(rings, &console.0, stop);
         self.worker = Some(Worker::run("virtio-console", activation.rings, work)?);
         Ok(())
@@ -132,6 +154,29 @@ impl VirtioDevice for ConsoleDevice {
     fn pause(&mut self) -> Vec<Queue> {
         *self.console.0.interrupt.lock() = None;
         self.worker.take().map(Worker::stop).unwrap_or_default()
+    }
+
+    fn reset(&mut self) {
+        self.console.0.told.store(false, Ordering::SeqCst);
+    }
+
+    fn save(&self, owner: &str, to: &mut Writer) -> Result<(), StateError> {
+        let Shared { waiting, size, told, .. } = &*self.console.0;
+        let (columns, rows) = *size.lock();
+        let waiting = Bytes(waiting.lock().iter().copied().collect());
+        put(to, owner, &Terminal { waiting, columns, rows, told: told.load(Ordering::SeqCst) })
+    }
+
+    fn restore(&mut self, owner: &str, from: &Snapshot) -> Result<(), StateError> {
+        let state: Terminal = take(from, owner)?;
+        if state.waiting.0.len() > MOST_WAITING {
+            return Err(StateError::refused(owner, "more was typed than a terminal keeps"));
+        }
+        let Shared { waiting, size, told, .. } = &*self.console.0;
+        *waiting.lock() = state.waiting.0.into();
+        *size.lock() = (state.columns, state.rows);
+        told.store(state.told, Ordering::SeqCst);
+        Ok(())
     }
 }
 
@@ -158,10 +203,11 @@ fn print(ring: &mut Ring, shared: &Shared) {
     loop {
         ring.quiet();
         while let Some(chain) = ring.next() {
-            if let Some((interrupt, told @ false)) = &mut *shared.interrupt.lock() {
-                *told = true;
+            let interrupt = shared.interrupt.lock();
+            if let (Some(interrupt), false) = (&*interrupt, shared.told.swap(true, Ordering::SeqCst)) {
                 interrupt.config_changed();
             }
+            drop(interrupt);
             let head = chain.head_index();
             if let Ok(mut reader) = chain.reader(&memory) {
                 let mut piece = vec![0; reader.available_bytes().min(PIECE)];

@@ -60,6 +60,32 @@ fn a_new_size_is_told_by_an_interrupt() {
     assert_eq!(driver.config(0, 8), [132, 0, 43, 0, 0, 0, 0, 0]);
 }
 
+#[test]
+fn what_was_typed_and_the_size_come_back() {
+    let (console, mut driver, _out) = start();
+    driver.ask_on(1, &[Piece::Out(b"x".to_vec())]);
+    console.resize(132, 43);
+    console.send(b"typed");
+    driver.saw_config_change();
+    let saved = driver.save();
+    let (sender, out) = channel();
+    let console = Console::new(Box::new(Out(sender))).unwrap();
+    driver.restore(Box::new(ConsoleDevice::new(console.clone())), &saved).unwrap();
+    assert_eq!(driver.ask_on(0, &[Piece::In(5)]), b"typed");
+    assert_eq!(driver.config(0, 4), [132, 0, 43, 0]);
+    // Its terminal is there: it is told at once.
+    console.resize(80, 24);
+    assert!(driver.saw_config_change());
+    driver.ask_on(1, &[Piece::Out(b"more".to_vec())]);
+    assert_eq!(out.try_iter().flatten().collect::<Vec<_>>(), b"more");
+    let much = saved.changed::<Terminal>(|bytes| {
+        let length = [0x81, 0x80, 0x04];
+        *bytes = [&length[..], &[1; MOST_WAITING + 1], &[80, 24, 1]].concat();
+    });
+    let error = driver.restore(Box::new(ConsoleDevice::new(console)), &much).unwrap_err();
+    assert!(error.to_string().contains("typed"), "{error}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]

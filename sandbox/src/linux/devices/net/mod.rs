@@ -17,12 +17,18 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use novum_snapshot::{Snapshot, State, Writer};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::linux::sys;
-use crate::linux::virtio::{Activation, VirtioDevice, Worker, read_config_bytes};
+use crate::linux::virtio::ring::Interrupt;
+use crate::linux::virtio::state::{put, take};
+use crate::linux::virtio::{Activation, StateError, VirtioDevice, Worker, read_config_bytes};
 
 const DEVICE_ID: u32 = 1;
 /// Receive, transmit.
@@ -30,11 +36,12 @@ const QUEUE_SIZES: &[u16] = &[256, 256];
 /// Features (§5.1.3).
 const MTU: u64 = 1 << 3;
 const MAC: u64 = 1 << 5;
+const STATUS: u64 = 1 << 16;
 /// What a link can carry.
 const MTUS: std::ops::RangeInclusive<u16> = 68..=65_521;
 
 /// The address of a network card.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MacAddress([u8; 6]);
 
 impl MacAddress {
@@ -79,6 +86,22 @@ struct Shared {
     tap: OwnedFd,
     mac: MacAddress,
     mtu: u16,
+    link: AtomicBool,
+    /// The guest's interrupt while its driver is at work.
+    interrupt: Mutex<Option<Interrupt>>,
+}
+
+/// A card as a section of a snapshot: what the guest's driver believes of it.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Card {
+    mac: MacAddress,
+    mtu: u16,
+    link: bool,
+}
+
+impl State for Card {
+    const KIND: &'static str = "virtio-net";
+    const VERSION: u32 = 1;
 }
 
 impl Net {
@@ -107,7 +130,24 @@ impl Net {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("an MTU of {mtu}")));
         }
         rustix::io::ioctl_fionbio(&tap, true)?;
-        Ok(Self(Arc::new(Shared { tap, mac, mtu })))
+        let (link, interrupt) = (AtomicBool::new(true), Mutex::new(None));
+        Ok(Self(Arc::new(Shared { tap, mac, mtu, link, interrupt })))
+    }
+
+    /// Plugs the cable in or out, which the guest is told at once; without it no frame passes. A guest reads its card's
+    /// address only when its driver starts: so a card that was restored with another address than the saved one has no
+    /// link until it is given one here, after the guest was told its new address (`ip link set eth0 address ...`).
+    pub fn set_link(&self, up: bool) {
+        self.0.link.store(up, Ordering::SeqCst);
+        if let Some(interrupt) = &*self.0.interrupt.lock() {
+            interrupt.config_changed();
+        }
+    }
+
+    /// Whether the cable is in.
+    #[must_use]
+    pub fn link(&self) -> bool {
+        self.0.link.load(Ordering::SeqCst)
     }
 }
 
@@ -133,23 +173,43 @@ impl VirtioDevice for NetDevice {
     }
 
     fn features(&self) -> u64 {
-        MAC | MTU
+        MAC | MTU | STATUS
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let Shared { mac, mtu, .. } = &*self.net.0;
-        // Address, status and number of queues (features that are not offered), MTU.
-        read_config_bytes(&[&mac.0[..], &[0; 4], &mtu.to_le_bytes()].concat(), offset, data);
+        let status = u16::from(self.net.link()).to_le_bytes();
+        // Address, status, number of queues (a feature that is not offered), MTU.
+        read_config_bytes(&[&mac.0[..], &status, &[0; 2], &mtu.to_le_bytes()].concat(), offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         let net = self.net.clone();
-        let work = move |rings, stop: &EventFd| serve::serve(rings, &net.0.tap, stop);
+        *self.net.0.interrupt.lock() = Some(activation.interrupt);
+        let work = move |rings, stop: &EventFd| serve::serve(rings, &net.0, stop);
         self.worker = Some(Worker::run("virtio-net", activation.rings, work)?);
         Ok(())
     }
 
     fn pause(&mut self) -> Vec<Queue> {
+        *self.net.0.interrupt.lock() = None;
         self.worker.take().map(Worker::stop).unwrap_or_default()
+    }
+
+    fn save(&self, owner: &str, to: &mut Writer) -> Result<(), StateError> {
+        let Shared { mac, mtu, .. } = &*self.net.0;
+        put(to, owner, &Card { mac: *mac, mtu: *mtu, link: self.net.link() })
+    }
+
+    fn restore(&mut self, owner: &str, from: &Snapshot) -> Result<(), StateError> {
+        let state: Card = take(from, owner)?;
+        let Shared { mac, mtu, link, .. } = &*self.net.0;
+        if state.mtu != *mtu {
+            let reason = format!("the guest's card has an MTU of {}, this one of {mtu}", state.mtu);
+            return Err(StateError::refused(owner, reason));
+        }
+        // Two cards of one address on a bridge take each other's frames.
+        link.store(state.link && state.mac == *mac, Ordering::SeqCst);
+        Ok(())
     }
 }

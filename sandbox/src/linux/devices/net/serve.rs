@@ -2,11 +2,13 @@
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::Shared;
 use crate::linux::sys::borrow_eventfd;
 use crate::linux::virtio::ring::Ring;
 
@@ -29,14 +31,15 @@ enum Receive {
 }
 
 /// Passes frames until `stop`.
-pub(super) fn serve(mut rings: Vec<Ring>, tap: &OwnedFd, stop: &EventFd) -> Vec<Ring> {
+pub(super) fn serve(mut rings: Vec<Ring>, card: &Shared, stop: &EventFd) -> Vec<Ring> {
+    let tap = &card.tap;
     let mut frame = vec![0; HEADER.len() + MOST_FRAME];
     frame[..HEADER.len()].copy_from_slice(&HEADER);
     let mut state = Receive::Buffer;
     loop {
-        transmit(&mut rings[TRANSMIT], tap);
+        transmit(&mut rings[TRANSMIT], card);
         if state != Receive::Gone {
-            state = receive(&mut rings[RECEIVE], tap, &mut frame);
+            state = receive(&mut rings[RECEIVE], card, &mut frame);
         }
         let tap = (state == Receive::Frame).then_some(tap);
         if !wait(&rings, tap, stop) {
@@ -46,7 +49,7 @@ pub(super) fn serve(mut rings: Vec<Ring>, tap: &OwnedFd, stop: &EventFd) -> Vec<
 }
 
 /// From the guest. What the tap does not take is lost, as on a wire.
-fn transmit(ring: &mut Ring, tap: &OwnedFd) {
+fn transmit(ring: &mut Ring, card: &Shared) {
     let memory = ring.memory().clone();
     let mut frame = Vec::new();
     loop {
@@ -56,8 +59,11 @@ fn transmit(ring: &mut Ring, tap: &OwnedFd) {
             if let Ok(mut reader) = chain.reader(&memory) {
                 frame.resize(reader.available_bytes().min(HEADER.len() + MOST_FRAME + 1), 0);
                 let whole = reader.read_exact(&mut frame).is_ok();
-                if whole && (HEADER.len() + 1..=HEADER.len() + MOST_FRAME).contains(&frame.len()) {
-                    let _ = rustix::io::write(tap, &frame[HEADER.len()..]);
+                if whole
+                    && card.link.load(Ordering::SeqCst)
+                    && (HEADER.len() + 1..=HEADER.len() + MOST_FRAME).contains(&frame.len())
+                {
+                    let _ = rustix::io::write(&card.tap, &frame[HEADER.len()..]);
                 }
             }
             ring.give_back(head, 0);
@@ -70,22 +76,24 @@ fn transmit(ring: &mut Ring, tap: &OwnedFd) {
 }
 
 /// To the guest, until the tap has no frame or the driver no buffer. `frame` begins with the header.
-fn receive(ring: &mut Ring, tap: &OwnedFd, frame: &mut [u8]) -> Receive {
+fn receive(ring: &mut Ring, card: &Shared, frame: &mut [u8]) -> Receive {
     let memory = ring.memory().clone();
     loop {
+        if !card.link.load(Ordering::SeqCst) {
+            return drop_frames(&card.tap, frame);
+        }
         let Some(chain) = ring.next() else {
             if ring.listen() {
                 continue;
             }
             return Receive::Buffer;
         };
-        let length = match rustix::io::read(tap, &mut frame[HEADER.len()..]) {
+        let length = match rustix::io::read(&card.tap, &mut frame[HEADER.len()..]) {
             Ok(count @ 1..) => HEADER.len() + count,
             stopped => {
                 ring.put_back();
                 ring.quiet();
-                let more_may_come = matches!(stopped, Err(Errno::AGAIN | Errno::INTR));
-                return if more_may_come { Receive::Frame } else { Receive::Gone };
+                return after(stopped);
             }
         };
         let head = chain.head_index();
@@ -95,6 +103,24 @@ fn receive(ring: &mut Ring, tap: &OwnedFd, frame: &mut [u8]) -> Receive {
         let written = writer.and_then(|mut writer| writer.write_all(&frame[..length]).ok());
         ring.give_back(head, written.map_or(0, |()| length as u32));
         ring.notify();
+    }
+}
+
+/// Without a link frames go nowhere.
+fn drop_frames(tap: &OwnedFd, frame: &mut [u8]) -> Receive {
+    loop {
+        match rustix::io::read(tap, &mut frame[HEADER.len()..]) {
+            Ok(1..) => {}
+            stopped => return after(stopped),
+        }
+    }
+}
+
+/// What comes after a read that brought no frame.
+fn after(stopped: rustix::io::Result<usize>) -> Receive {
+    match stopped {
+        Err(Errno::AGAIN | Errno::INTR) => Receive::Frame,
+        _ => Receive::Gone,
     }
 }
 

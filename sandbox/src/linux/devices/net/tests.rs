@@ -75,9 +75,44 @@ fn addresses_are_those_of_one_card() {
 #[test]
 fn the_configuration_has_address_and_mtu() {
     let (_host, mut driver) = start();
-    assert_eq!(driver.config(0, 12), [0x52, 0x4e, 0, 0, 0, 1, 0, 0, 0, 0, 220, 5]);
+    assert_eq!(driver.config(0, 12), [0x52, 0x4e, 0, 0, 0, 1, 1, 0, 0, 0, 220, 5]);
     let error = Net::open("a-name-that-is-too-long", MacAddress::of(1), 1500).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+}
+
+#[test]
+fn a_card_with_another_address_waits_for_its_link() {
+    let (host, mut driver) = start();
+    let saved = driver.save();
+    for number in [1, 2] {
+        let (peer, tap) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        rustix::io::ioctl_fionbio(&peer, true).unwrap();
+        let net = Net::new(tap, MacAddress::of(number), 1500).unwrap();
+        driver.restore(Box::new(NetDevice::new(net.clone())), &saved).unwrap();
+        assert_eq!(net.link(), number == 1);
+        assert_eq!(driver.config(6, 2), [u8::from(number == 1), 0]);
+        driver.ask_on(1, &[Piece::Out(vec![0; 12]), Piece::Out(b"early".to_vec())]);
+        assert_eq!(frame(&peer).is_some(), number == 1);
+        rustix::io::write(&peer, b"lost").unwrap();
+        driver.kick(0);
+        if number == 2 {
+            // The device has read the frame before it looks at this one.
+            driver.ask_on(1, &[Piece::Out(vec![0; 12])]);
+            driver.ask_on(1, &[Piece::Out(vec![0; 12])]);
+            driver.saw_config_change();
+            net.set_link(true);
+            assert!(driver.saw_config_change());
+            driver.ask_on(1, &[Piece::Out(vec![0; 12]), Piece::Out(b"now".to_vec())]);
+            assert_eq!(frame(&peer).unwrap(), b"now");
+        }
+    }
+    let (_, tap) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    let other = Net::new(tap, MacAddress::of(1), 9000).unwrap();
+    let error = driver.restore(Box::new(NetDevice::new(other)), &saved).unwrap_err();
+    assert!(error.to_string().contains("MTU"), "{error}");
+    drop(host);
 }
 
 proptest! {
