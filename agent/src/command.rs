@@ -5,11 +5,13 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Stdio;
 
-use novum_proto::guest::v1::{Credit, Exited, Input, Output, Start, Started, Stream, exited, to_host};
+use novum_proto::guest::v1::{
+    Credit, Exited, Input, Output, Start, Started, Stream, Waiting, exited, to_host,
+};
 use novum_proto::guest::{FIRST_CREDIT_BYTES, GRANT_AFTER_BYTES, MOST_PIECE_BYTES};
 
 use crate::link::Link;
-use crate::sys;
+use crate::{sys, waiting};
 
 /// Where a command begins that names no directory.
 const WORKING_DIRECTORY: &str = "/";
@@ -41,11 +43,17 @@ pub(crate) struct Command {
     input: In,
     outputs: Vec<Out>,
     ended: Option<sys::Ended>,
+    /// The host is to be told when it waits for input.
+    watched: bool,
 }
 
 impl Command {
     /// Starts it.
     pub(crate) fn start(start: &Start) -> io::Result<Self> {
+        Ok(Self { watched: start.tell_waiting, ..Self::spawn(start)? })
+    }
+
+    fn spawn(start: &Start) -> io::Result<Self> {
         let Some((program, args)) = start.args.split_first() else {
             return Err(io::Error::new(ErrorKind::InvalidInput, "a command without a program"));
         };
@@ -86,7 +94,22 @@ impl Command {
 
     fn new(number: u32, pid: i32, input: In, outputs: Vec<(Stream, File)>) -> Self {
         let out = |(stream, pipe)| Out { stream, pipe: Some(pipe), credit: FIRST_CREDIT_BYTES };
-        Self { number, pid, input, outputs: outputs.into_iter().map(out).collect(), ended: None }
+        let outputs = outputs.into_iter().map(out).collect();
+        Self { number, pid, input, outputs, ended: None, watched: false }
+    }
+
+    /// Whether it is to be looked at while nothing happens.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watched
+    }
+
+    /// Tells the host if it waits for its input, once.
+    pub(crate) fn watch(&mut self, link: &mut Link) {
+        let pipe = self.input.pipe.as_ref().filter(|_| self.watched && self.input.pending.is_empty());
+        if pipe.is_some_and(|pipe| waiting::waits(self.pid, pipe.as_fd())) {
+            self.watched = false;
+            link.push(to_host::Message::Waiting(Waiting { command: self.number }));
+        }
     }
 
     pub(crate) fn pid(&self) -> i32 {

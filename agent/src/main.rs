@@ -3,17 +3,20 @@
 //! ```text
 //! kernel ── /init (main.rs) ── boot.rs   /proc /sys /dev, modules, the stream to the host
 //!                            ├ setup.rs   the root from shared directories, clock, randomness
+//!                            ├ adopt.rs   after a restore: what makes it another than its siblings
 //!                            └ session.rs one loop: messages of the host, commands (command.rs), children that end
 //! ```
 //! It speaks `novum.guest.v1` (proto/), is one static executable in the initramfs, and has one thread that sleeps in one
 //! poll(2). When the host goes away, or anything fails that the guest cannot do without, it says why and powers off.
 
+mod adopt;
 mod boot;
 mod command;
 mod link;
 mod session;
 mod setup;
 mod sys;
+mod waiting;
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -5,11 +5,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use novum_proto::guest::PROTOCOL;
-use novum_proto::guest::v1::{Failed, Hello, Ready, Resize, Start, to_guest, to_host};
+use novum_proto::guest::v1::{Adopt, Adopted, Failed, Hello, Ready, Resize, Start, to_guest, to_host};
 
 use crate::command::Command;
 use crate::link::Link;
-use crate::{setup, sys};
+use crate::{adopt, setup, sys};
+
+/// How often a command is looked at whose waiting for input is to be told.
+const WATCH_MS: i32 = 2;
 
 /// Serves the host until it goes away or says that the guest shall end.
 pub(crate) fn serve(link: Link) -> io::Result<()> {
@@ -48,8 +51,10 @@ impl Session {
         }
         let room = self.link.has_room();
         events.extend(self.commands.values().flat_map(|command| command.waits(room)));
-        let ready = sys::poll(&events)?;
+        let watching = self.commands.values().any(Command::is_watched);
+        let ready = sys::poll(&events, if watching { WATCH_MS } else { -1 })?;
         let (from_host, from_children) = (ready[0], ready[1]);
+        let quiet = !ready.contains(&true);
         if from_children {
             children.take();
             self.reap();
@@ -62,6 +67,9 @@ impl Session {
         }
         let link = &mut self.link;
         self.commands.retain(|_, command| !command.pump(link));
+        if quiet && !link.wants_to_send() {
+            self.commands.values_mut().for_each(|command| command.watch(link));
+        }
         Ok(())
     }
 
@@ -102,6 +110,20 @@ impl Session {
             Message::Clock(clock) => self.report(setup::set_clock(&clock)),
             Message::Entropy(entropy) => self.report(setup::reseed(&entropy)),
             Message::PowerOff(_) => self.over = true,
+            Message::Adopt(adopt) => self.adopt(&adopt)?,
+        }
+        Ok(())
+    }
+
+    /// A guest that could not become itself does nothing more.
+    fn adopt(&mut self, adopt: &Adopt) -> io::Result<()> {
+        match adopt::apply(adopt) {
+            Ok(()) => self.link.push(to_host::Message::Adopted(Adopted {})),
+            Err(error) => {
+                self.fail(0, &error);
+                self.link.send()?;
+                return Err(error);
+            }
         }
         Ok(())
     }

@@ -37,9 +37,7 @@ pub(crate) fn apply(setup: &Setup) -> io::Result<()> {
     if let Some(clock) = &setup.clock {
         set_clock(clock)?;
     }
-    if !setup.hostname.is_empty() {
-        sys::set_host_name(&setup.hostname).map_err(|error| doing("setting the host name".into(), &error))?;
-    }
+    set_host_name(&setup.hostname)?;
     make_root(setup.root.as_ref().unwrap_or(&Root::default()))?;
     setup.mounts.iter().try_for_each(add_mount)
 }
@@ -52,6 +50,14 @@ pub(crate) fn reseed(entropy: &Entropy) -> io::Result<()> {
 /// Sets the wall clock.
 pub(crate) fn set_clock(clock: &Clock) -> io::Result<()> {
     sys::set_clock(clock.nanoseconds).map_err(|error| doing("setting the clock".into(), &error))
+}
+
+/// Sets the host's name, where there is one.
+pub(crate) fn set_host_name(name: &str) -> io::Result<()> {
+    if name.is_empty() {
+        return Ok(());
+    }
+    sys::set_host_name(name).map_err(|error| doing("setting the host name".into(), &error))
 }
 
 fn make_root(root: &Root) -> io::Result<()> {

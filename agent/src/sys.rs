@@ -148,8 +148,9 @@ pub(crate) fn set_non_blocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) }.into()).map(drop)
 }
 
-/// Sleeps until one of the descriptors is readable, or writable where its flag is set; says which are.
-pub(crate) fn poll(events: &[(BorrowedFd<'_>, bool)]) -> io::Result<Vec<bool>> {
+/// Sleeps until one of the descriptors is readable, or writable where its flag is set, or `patience_ms` have passed
+/// (-1: for ever); says which are.
+pub(crate) fn poll(events: &[(BorrowedFd<'_>, bool)], patience_ms: i32) -> io::Result<Vec<bool>> {
     let entry = |(fd, write): &(BorrowedFd<'_>, bool)| libc::pollfd {
         fd: fd.as_raw_fd(),
         events: if *write { libc::POLLOUT } else { libc::POLLIN },
@@ -157,7 +158,7 @@ pub(crate) fn poll(events: &[(BorrowedFd<'_>, bool)]) -> io::Result<Vec<bool>> {
     };
     let mut entries: Vec<libc::pollfd> = events.iter().map(entry).collect();
     // SAFETY: the pointer is to as many entries as are named.
-    let result = unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, -1) };
+    let result = unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, patience_ms) };
     match check(result.into()) {
         Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
         _ => Ok(entries.iter().map(|entry| entry.revents != 0).collect()),

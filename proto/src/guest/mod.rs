@@ -71,6 +71,12 @@ impl<M: Message + Default> Frames<M> {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// The bytes that are no message yet, for whoever goes on with the stream elsewhere.
+    #[must_use]
+    pub fn rest(&self) -> &[u8] {
+        &self.bytes[self.done..]
+    }
+
     /// The next message, where all of it is there.
     ///
     /// # Errors
