@@ -50,6 +50,8 @@ const IN_THE_RIG: &[&[&str]] = &[
         "--test",
         "linux_guest",
         "--test",
+        "linux_restore",
+        "--test",
         "linux_snapshot",
         "--",
         "--test-threads=1",

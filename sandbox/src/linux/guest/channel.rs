@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use novum_proto::guest::v1::{ToGuest, ToHost, to_guest, to_host};
 use novum_proto::guest::{FrameError, Frames, write_frame};
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes read at once.
@@ -27,6 +28,15 @@ pub enum ChannelError {
     Frame(#[from] FrameError),
 }
 
+/// A channel's bytes on their way, for a snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Pending {
+    /// Received, not a whole message yet.
+    incoming: Vec<u8>,
+    /// Not in the stream yet.
+    outgoing: Vec<u8>,
+}
+
 /// The stream, with what waits to be sent. Over anything that reads and writes, so that tests need no guest.
 #[derive(Debug)]
 pub(crate) struct Channel<S> {
@@ -41,6 +51,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Channel<S> {
     pub(crate) fn new(stream: S) -> Self {
         let piece = vec![0; PIECE].into_boxed_slice();
         Self { stream, frames: Frames::default(), outgoing: Vec::new(), sent: 0, piece }
+    }
+
+    /// Goes on with a stream from where another channel was.
+    pub(crate) fn resume(stream: S, pending: Pending) -> Self {
+        let mut channel = Self::new(stream);
+        channel.frames.push(&pending.incoming);
+        channel.outgoing = pending.outgoing;
+        channel
+    }
+
+    /// What is neither in the stream nor a message.
+    pub(crate) fn pending(&self) -> Pending {
+        let outgoing = self.outgoing[self.sent..].to_vec();
+        Pending { incoming: self.frames.rest().to_vec(), outgoing }
+    }
+
+    /// Sends what the stream takes at once.
+    pub(crate) async fn send_now(&mut self) -> Result<(), ChannelError> {
+        poll_fn(|context| match self.poll_send(context) {
+            Poll::Ready(Err(error)) => Poll::Ready(Err(ChannelError::Broken(error))),
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(())),
+        })
+        .await
     }
 
     /// Puts a message behind the others; [`Self::next`] sends it.
@@ -121,6 +154,37 @@ mod tests {
             assert!(matches!(channel.next().await, Err(ChannelError::Closed)));
         };
         tokio::join!(work, receive);
+    }
+
+    #[tokio::test]
+    async fn another_channel_goes_on_in_the_middle_of_messages_both_ways() {
+        let (host, mut guest) = tokio::io::duplex(8);
+        let mut channel = Channel::new(host);
+        let hello = to_host::Message::Hello(Hello { version: "a version".into(), ..Hello::default() });
+        let sent = frame(hello.clone());
+        guest.write_all(&sent[..5]).await.unwrap();
+        let cut = tokio::time::timeout(std::time::Duration::from_millis(1), channel.next()).await;
+        assert!(cut.is_err(), "the message is not whole yet");
+        let signal = to_guest::Message::Signal(novum_proto::guest::v1::Signal { command: 7, number: 15 });
+        channel.push(signal.clone());
+        channel.push(signal.clone());
+        channel.send_now().await.unwrap();
+        let pending = channel.pending();
+        assert!(!pending.outgoing.is_empty() && pending.incoming == sent[..5]);
+        let Channel { stream, .. } = channel;
+        let mut channel = Channel::resume(stream, pending);
+        let mut expected = Vec::new();
+        for _ in 0..2 {
+            write_frame(&ToGuest { message: Some(signal.clone()) }, &mut expected);
+        }
+        let work = async {
+            let mut bytes = vec![0; expected.len()];
+            guest.read_exact(&mut bytes).await.unwrap();
+            assert_eq!(bytes, expected, "no byte is lost or doubled");
+            guest.write_all(&sent[5..]).await.unwrap();
+        };
+        let (message, ()) = tokio::join!(channel.next(), work);
+        assert_eq!(message.unwrap(), hello);
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@
 pub(crate) mod channel;
 mod kernel;
 mod run;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +32,8 @@ use channel::{Channel, ChannelError};
 
 pub use kernel::{Kernel, KernelMissing};
 pub use run::{CommandEnd, Control, Done, Streams};
+pub use snapshot::Identity;
+use snapshot::Places;
 
 /// Address of a guest on its own vsock; every guest has a device of its own.
 const GUEST_CID: u64 = 3;
@@ -235,6 +238,7 @@ impl Command {
             user: Some(v1::User { uid: self.user.uid, gid: self.user.gid, groups: self.user.groups.clone() }),
             limits: self.limits.iter().map(limit).collect(),
             terminal: self.terminal.map(TerminalSize::message),
+            tell_waiting: false,
         }
     }
 }
@@ -242,11 +246,14 @@ impl Command {
 /// A guest whose agent is ready. Dropping it ends it.
 #[derive(Debug)]
 pub struct Guest {
-    machine: Machine,
+    machine: Arc<Machine>,
     channel: Channel<Stream>,
     console: Console,
     commands: u32,
     kernel: String,
+    places: Places,
+    /// The command that waited for its input when the guest was saved.
+    begun: Option<run::Begun>,
 }
 
 impl Guest {
@@ -276,7 +283,8 @@ impl Guest {
         let (channel, kernel) = tokio::time::timeout(after, ready)
             .await
             .unwrap_or_else(|_| Err(BootError::TooSlow { after, console: console.tail() }))?;
-        Ok(Self { machine, channel, console, commands: 0, kernel })
+        let (machine, places) = (Arc::new(machine), Places::of(&config.root, &config.directories));
+        Ok(Self { machine, channel, console, commands: 0, kernel, places, begun: None })
     }
 
     /// Runs a command to its end. Giving the future up, or an error, leaves the command running: end the guest then.
@@ -338,12 +346,12 @@ impl Guest {
     }
 }
 
-/// What the machine and the agent are told.
-fn machine(
-    config: &GuestConfig,
+/// The devices in their order, and by which tags the agent finds the directories.
+fn devices(
+    root: &Root,
+    directories: &[Directory],
     vsock: Vsock,
-    console: &Console,
-) -> Result<(MachineConfig, Setup), BootError> {
+) -> Result<(Vec<Device>, v1::Root, Vec<v1::Mount>), BootError> {
     let mut devices = vec![Device::Vsock(vsock), Device::Rng];
     let mut share = |path: &PathBuf, access, tag: String| {
         let share = Share::open_dir(path, access);
@@ -351,21 +359,31 @@ fn machine(
         devices.push(Device::P9 { tag: tag.clone(), share: Arc::new(share) });
         Ok::<_, BootError>(tag)
     };
-    let mut root = v1::Root::default();
-    match &config.root {
-        Root::Writable(path) => root.writable = share(path, Access::ReadWrite, format!("{LAYER}0"))?,
+    let mut told = v1::Root::default();
+    match root {
+        Root::Writable(path) => told.writable = share(path, Access::ReadWrite, format!("{LAYER}0"))?,
         Root::Layers(paths) => {
             for (index, path) in paths.iter().enumerate() {
-                root.layers.push(share(path, Access::ReadOnly, format!("{LAYER}{index}"))?);
+                told.layers.push(share(path, Access::ReadOnly, format!("{LAYER}{index}"))?);
             }
         }
     }
     let mut mounts = Vec::new();
-    for (index, Directory { source, target, read_only }) in config.directories.iter().enumerate() {
+    for (index, Directory { source, target, read_only }) in directories.iter().enumerate() {
         let access = if *read_only { Access::ReadOnly } else { Access::ReadWrite };
         let tag = share(source, access, format!("{SHARE}{index}"))?;
         mounts.push(v1::Mount { tag, target: target.clone(), read_only: *read_only });
     }
+    Ok((devices, told, mounts))
+}
+
+/// What the machine and the agent are told.
+fn machine(
+    config: &GuestConfig,
+    vsock: Vsock,
+    console: &Console,
+) -> Result<(MachineConfig, Setup), BootError> {
+    let (devices, root, mounts) = devices(&config.root, &config.directories, vsock)?;
     let setup = Setup {
         root: Some(root),
         mounts,

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use novum_proto::guest::v1::{self, Credit, Exited, Stream, exited, to_guest, to_host};
 use novum_proto::guest::{FIRST_CREDIT_BYTES, GRANT_AFTER_BYTES, MOST_PIECE_BYTES};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc::{Receiver, Sender};
 
@@ -74,16 +76,80 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     command: &Command,
     streams: Streams,
 ) -> Result<Done, CommandError> {
-    let mut run = Run::new(channel, number, streams);
+    let run = Run::new(channel, number, streams);
     run.channel.push(to_guest::Message::Start(command.message(number)));
-    let end = loop {
-        if let Some(end) = run.step().await? {
-            break end;
-        }
+    run.finish().await
+}
+
+/// A command that waits for its input: how far it has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Begun {
+    pub(super) number: u32,
+    /// Credit of standard output and standard error that the guest has left.
+    left: [usize; 2],
+    output: Vec<u8>,
+    log: Vec<u8>,
+}
+
+/// Most bytes that a command may write before it waits for its input.
+const MOST_BEGUN_BYTES: usize = 1 << 20;
+
+/// Starts `command` and waits until it waits for its input; `None` where it ends without.
+pub(super) async fn begin<S: AsyncRead + AsyncWrite + Unpin>(
+    channel: &mut Channel<S>,
+    number: u32,
+    command: &Command,
+    deadline: Instant,
+) -> Result<Option<Begun>, CommandError> {
+    let log = Arc::new(Kept::default());
+    let (_open, input) = tokio::sync::mpsc::channel(1);
+    let streams = Streams {
+        input: Input::Stream(input),
+        output: Output::Collect { limit_bytes: MOST_BEGUN_BYTES },
+        log: log.clone(),
+        control: None,
+        deadline,
     };
-    run.flush().await?;
-    let Run { collected, begun, started, first_byte, .. } = run;
-    Ok(Done { end, output: collected, run: begun.elapsed(), started, first_byte })
+    let mut run = Run::new(channel, number, streams);
+    let start = v1::Start { tell_waiting: true, ..command.message(number) };
+    run.channel.push(to_guest::Message::Start(start));
+    while !run.waiting {
+        if run.step().await?.is_some() {
+            return Ok(None);
+        }
+    }
+    let (left, output) = (run.left, std::mem::take(&mut run.collected));
+    let log = std::mem::take(&mut *log.0.lock());
+    Ok(Some(Begun { number, left, output, log }))
+}
+
+/// Goes on with a command that waits for its input, as [`run`] does with a new one.
+pub(super) async fn go_on<S: AsyncRead + AsyncWrite + Unpin>(
+    channel: &mut Channel<S>,
+    begun: &Begun,
+    streams: Streams,
+) -> Result<Done, CommandError> {
+    let mut run = Run::new(channel, begun.number, streams);
+    if !begun.log.is_empty() {
+        run.log.write(&begun.log);
+    }
+    // What it wrote before it waited is the first of this run's output; its credit is accounted for.
+    run.left[0] = begun.left[0] + begun.output.len();
+    run.left[1] = begun.left[1];
+    run.take(Stream::Output, begun.output.clone())?;
+    run.finish().await
+}
+
+/// A log that is kept.
+#[derive(Default)]
+struct Kept(Mutex<Vec<u8>>);
+
+impl LogSink for Kept {
+    fn write(&self, bytes: &[u8]) {
+        let mut kept = self.0.lock();
+        let room = MOST_BEGUN_BYTES.saturating_sub(kept.len());
+        kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    }
 }
 
 struct Run<'a, S> {
@@ -105,6 +171,8 @@ struct Run<'a, S> {
     started: Duration,
     collected: Vec<u8>,
     first_byte: Option<Duration>,
+    /// It has said that it waits for its input.
+    waiting: bool,
 }
 
 enum Sink {
@@ -146,7 +214,19 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Run<'a, S> {
             started: Duration::ZERO,
             collected: Vec::new(),
             first_byte: None,
+            waiting: false,
         }
+    }
+
+    async fn finish(mut self) -> Result<Done, CommandError> {
+        let end = loop {
+            if let Some(end) = self.step().await? {
+                break end;
+            }
+        };
+        self.flush().await?;
+        let Run { collected, begun, started, first_byte, .. } = self;
+        Ok(Done { end, output: collected, run: begun.elapsed(), started, first_byte })
     }
 
     /// Does the next thing that can be done; `Some` at the command's end.
@@ -213,6 +293,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Run<'a, S> {
             Message::Started(started) if started.command == self.number => {
                 self.started = self.begun.elapsed()
             }
+            Message::Waiting(waiting) if waiting.command == self.number => self.waiting = true,
             Message::Exited(Exited { command, how: Some(how) }) if command == self.number => {
                 return Ok(Some(match how {
                     exited::How::Code(code) => CommandEnd::Code(code),

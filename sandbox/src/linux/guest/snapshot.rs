@@ -1,0 +1,271 @@
+//! A guest with its agent, saved and restored: the machine, and the stream to the agent as it stands.
+//!
+//! ```text
+//! saved    pause ── machine, streams, the channel's own bytes ── go on
+//! restored machine, paused ── take over the agent's stream ── Adopt (randomness, time, name, ids) into it
+//!          ── let it run ── the agent answers Adopted ── only then is there a Guest
+//! ```
+//! A guest that could not become itself is never handed out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use novum_proto::guest::PORT;
+use novum_proto::guest::v1::{Adopt, to_guest, to_host};
+use novum_snapshot::{Digest, Snapshot, State, Store};
+use serde::{Deserialize, Serialize};
+
+use super::channel::{Channel, Pending};
+use super::run::{self, Begun};
+use super::{
+    BootError, Command, CommandError, Console, Directory, Done, GUEST_CID, Guest, Root, Streams, clock,
+    devices, entropy,
+};
+use crate::linux::vsock::{Stream, Vsock};
+use crate::linux::{Machine, SnapshotError};
+
+/// Who a restored guest is.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Its host name; the saved one's where empty.
+    pub hostname: String,
+    /// What its `/etc/machine-id` says; the saved one's where `None`.
+    pub machine_id: Option<[u8; 16]>,
+    /// Its root: of the same kind, with as many directories, as the saved one's.
+    pub root: Root,
+    /// Its directories: at the same places, in the same order.
+    pub directories: Vec<Directory>,
+    /// How long it may take until it has become itself.
+    pub patience: Duration,
+}
+
+/// Which directories a guest has, as far as its kernel knows them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Places {
+    writable: bool,
+    layers: usize,
+    /// (path in the guest, read-only)
+    directories: Vec<(String, bool)>,
+}
+
+impl Places {
+    pub(super) fn of(root: &Root, directories: &[Directory]) -> Self {
+        let place = |directory: &Directory| (directory.target.clone(), directory.read_only);
+        let (writable, layers) = match root {
+            Root::Writable(_) => (true, 1),
+            Root::Layers(layers) => (false, layers.len()),
+        };
+        Self { writable, layers, directories: directories.iter().map(place).collect() }
+    }
+}
+
+/// The section of a guest with an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct AgentState {
+    kernel: String,
+    /// Commands that were started.
+    commands: u32,
+    places: Places,
+    pending: Pending,
+    begun: Option<Begun>,
+}
+
+impl State for AgentState {
+    const KIND: &'static str = "agent";
+    const VERSION: u32 = 1;
+}
+
+impl Guest {
+    /// Starts `command` and waits until it waits for its standard input: [`Self::go_on`], here or in a guest restored from
+    /// a snapshot of this one, then runs it. False where it ended without waiting.
+    ///
+    /// # Errors
+    /// Where it does not start, or `patience` has passed.
+    pub async fn begin(&mut self, command: &Command, patience: Duration) -> Result<bool, CommandError> {
+        self.commands += 1;
+        let deadline = std::time::Instant::now() + patience;
+        self.begun = tokio::select! {
+            biased;
+            begun = run::begin(&mut self.channel, self.commands, command, deadline) => begun?,
+            end = self.machine.ended() => return Err(CommandError::Ended(end)),
+        };
+        Ok(self.begun.is_some())
+    }
+
+    /// Whether a command waits for its input.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.begun.is_some()
+    }
+
+    /// Runs the command that waits for its input to its end.
+    ///
+    /// # Errors
+    /// As [`Self::run`]; where none waits.
+    pub async fn go_on(&mut self, streams: Streams) -> Result<Done, CommandError> {
+        let none = || CommandError::Agent("no command waits for its input".into());
+        let begun = self.begun.take().ok_or_else(none)?;
+        tokio::select! {
+            biased;
+            done = run::go_on(&mut self.channel, &begun, streams) => match done {
+                Err(error @ CommandError::Channel(_)) => Err(self.machine.end_now().map_or(error, CommandError::Ended)),
+                other => other,
+            },
+            end = self.machine.ended() => Err(CommandError::Ended(end)),
+        }
+    }
+
+    /// Saves the guest, which stands meanwhile and then goes on.
+    ///
+    /// # Errors
+    /// Where it has ended, or the store or KVM fails; it then goes on all the same.
+    pub async fn snapshot(&mut self, store: &Store) -> Result<Digest, SnapshotError> {
+        let state = AgentState {
+            kernel: self.kernel.clone(),
+            commands: self.commands,
+            places: self.places.clone(),
+            pending: self.channel.pending(),
+            begun: self.begun.clone(),
+        };
+        let (machine, store) = (self.machine.clone(), store.clone());
+        let work = move || {
+            machine.pause()?;
+            let saved = machine.save(&store, |writer| writer.put("", &state));
+            machine.resume()?;
+            saved
+        };
+        // It takes milliseconds: not on a thread that serves others.
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+            let source = std::io::Error::other(error);
+            Err(SnapshotError::Host { doing: "saving the guest", source })
+        })
+    }
+
+    /// A guest that goes on where the saved one stood, as somebody of its own.
+    ///
+    /// # Errors
+    /// Where this host or the identity does not fit, KVM refuses, or the guest could not become itself in time.
+    pub async fn restore(snapshot: &Snapshot, identity: &Identity) -> Result<Self, BootError> {
+        let state: AgentState = snapshot.take("").map_err(SnapshotError::from)?;
+        if state.places != Places::of(&identity.root, &identity.directories) {
+            let reason =
+                format!("its directories are not those of the snapshot, which has {:?}", state.places);
+            return Err(SnapshotError::Refused(reason).into());
+        }
+        let host = |doing| move |source| BootError::Host { doing, source };
+        let vsock = Vsock::new(GUEST_CID).map_err(host("making a vsock device"))?;
+        let console = Console::default();
+        let (devices, ..) = devices(&identity.root, &identity.directories, vsock.clone())?;
+        let (from, log) = (snapshot.clone(), Box::new(console.clone()));
+        // It takes a millisecond or more: not on a thread that serves others.
+        let machine = tokio::task::spawn_blocking(move || Machine::restore(&from, &devices, log)).await;
+        let machine = machine.map_err(|error| host("making the machine")(std::io::Error::other(error)))??;
+        let machine = Arc::new(machine);
+        let stream = vsock.take_over(PORT).into_iter().next();
+        let stream = stream.ok_or_else(|| SnapshotError::Refused("it has no stream to an agent".into()))?;
+        let mut channel = Channel::resume(stream, state.pending);
+        channel.push(to_guest::Message::Adopt(adopt(identity)?));
+        // It lies in the stream before the guest's first instruction.
+        channel.send_now().await?;
+        machine.resume()?;
+        let adopted = async {
+            tokio::select! {
+                adopted = wait_adopted(&mut channel) => adopted,
+                end = machine.ended() => Err(BootError::Ended { end, console: console.tail() }),
+            }
+        };
+        let after = identity.patience;
+        tokio::time::timeout(after, adopted)
+            .await
+            .unwrap_or_else(|_| Err(BootError::TooSlow { after, console: console.tail() }))?;
+        let AgentState { kernel, commands, places, begun, .. } = state;
+        Ok(Self { machine, channel, console, commands, kernel, places, begun })
+    }
+
+    /// As many guests as there are identities, each of which goes on from here as somebody of its own; this one goes on
+    /// as it is. They share their memory until they write to it.
+    ///
+    /// # Errors
+    /// As [`Self::snapshot`] and [`Self::restore`]: all of them, or none.
+    pub async fn fork(&mut self, store: &Store, identities: &[Identity]) -> Result<Vec<Self>, BootError> {
+        let digest = self.snapshot(store).await?;
+        let snapshot = Snapshot::open(store, &digest);
+        let snapshot = snapshot.map_err(|error| SnapshotError::Refused(error.to_string()))?;
+        let mut guests = Vec::new();
+        for identity in identities {
+            guests.push(Self::restore(&snapshot, identity).await?);
+        }
+        Ok(guests)
+    }
+}
+
+impl From<SnapshotError> for BootError {
+    fn from(error: SnapshotError) -> Self {
+        Self::Machine(error.into())
+    }
+}
+
+fn adopt(identity: &Identity) -> Result<Adopt, BootError> {
+    Ok(Adopt {
+        entropy: Some(entropy()?),
+        clock: Some(clock()),
+        hostname: identity.hostname.clone(),
+        boot_id: uuid(entropy()?.bytes.first_chunk().copied().unwrap_or_default()),
+        machine_id: identity.machine_id.map(|id| hex(&id)).unwrap_or_default(),
+    })
+}
+
+/// A random UUID (RFC 9562 §5.4) of these bytes.
+fn uuid(mut bytes: [u8; 16]) -> String {
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let [a, b, c, d, e] = [&bytes[..4], &bytes[4..6], &bytes[6..8], &bytes[8..10], &bytes[10..]].map(hex);
+    format!("{a}-{b}-{c}-{d}-{e}")
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The agent's answer. What else it says is about commands that ran when it was saved; who started them is not here.
+async fn wait_adopted(channel: &mut Channel<Stream>) -> Result<(), BootError> {
+    loop {
+        match channel.next().await? {
+            to_host::Message::Adopted(_) => return Ok(()),
+            to_host::Message::Failed(failed) if failed.command == 0 => {
+                return Err(BootError::Setup(failed.reason));
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boot_id_is_a_random_uuid() {
+        assert_eq!(uuid([0xff; 16]), "ffffffff-ffff-4fff-bfff-ffffffffffff");
+    }
+
+    #[test]
+    fn another_set_of_directories_is_another_guest() {
+        let directory = |source: &str, target: &str, read_only| Directory {
+            source: source.into(),
+            target: target.into(),
+            read_only,
+        };
+        let layers = |count| Root::Layers(vec!["/x".into(); count]);
+        let one = Places::of(&layers(1), &[directory("/a", "/data", true)]);
+        assert_eq!(one, Places::of(&layers(1), &[directory("/other", "/data", true)]));
+        for other in [
+            Places::of(&layers(2), &[directory("/a", "/data", true)]),
+            Places::of(&layers(1), &[directory("/a", "/data", false)]),
+            Places::of(&layers(1), &[]),
+            Places::of(&Root::Writable("/x".into()), &[directory("/a", "/data", true)]),
+        ] {
+            assert_ne!(one, other);
+        }
+    }
+}
