@@ -11,8 +11,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn gateway() -> Result<(), Box<dyn std::error::Error>> {
     use protox::prost::Message;
 
-    let descriptors =
-        protox::compile(["novum/gateway/v1/functions.proto", "novum/gateway/v1/admin.proto"], ["proto"])?;
+    let files =
+        ["functions.proto", "sandboxes.proto", "admin.proto"].map(|file| format!("novum/gateway/v1/{file}"));
+    let descriptors = protox::compile(files, ["proto"])?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?).join("gateway.v1.bin");
     std::fs::write(out, descriptors.encode_to_vec())?;
     tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;

@@ -16,7 +16,7 @@
 //! Lock order: `pools`, then a pool's idle list.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -24,6 +24,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use crate::pool::Pool;
+use crate::sessions::Sandboxes;
 
 /// Between two measurements, unless measuring takes long.
 const MEASURE_EVERY: Duration = Duration::from_millis(100);
@@ -52,6 +53,8 @@ pub struct Full {
 pub struct Budget {
     limit_bytes: u64,
     pools: Mutex<Vec<Weak<Pool>>>,
+    /// Sandboxes that live between calls: they count, and are never removed to make room.
+    sessions: OnceLock<Weak<Sandboxes>>,
     measured: AtomicU64,
     /// Since the last measurement, and between the two last ones: a sandbox that was being made during a measurement
     /// may not be in it.
@@ -72,6 +75,7 @@ impl Budget {
         Arc::new(Self {
             limit_bytes,
             pools: Mutex::default(),
+            sessions: OnceLock::new(),
             measured: AtomicU64::new(0),
             promised: AtomicU64::new(0),
             promised_before: AtomicU64::new(0),
@@ -100,6 +104,12 @@ impl Budget {
             pools.retain(|pool| pool.strong_count() > 0);
         }
         pools.push(Arc::downgrade(pool));
+    }
+
+    /// Counts these too.
+    pub fn watch_sessions(&self, sandboxes: &Arc<Sandboxes>) {
+        // There is one table of them.
+        let _ = self.sessions.set(Arc::downgrade(sandboxes));
     }
 
     fn held(&self) -> u64 {
@@ -182,7 +192,9 @@ impl Budget {
         let pools: Vec<_> = self.pools.lock().iter().filter_map(Weak::upgrade).collect();
         let promised = self.promised.swap(0, Ordering::Relaxed);
         self.promised_before.store(promised, Ordering::Relaxed);
-        let measured: u64 = pools.iter().map(|pool| pool.measure()).sum();
+        let sessions = self.sessions.get().and_then(Weak::upgrade);
+        let measured = pools.iter().map(|pool| pool.measure()).sum::<u64>()
+            + sessions.map_or(0, |sandboxes| sandboxes.measure());
         self.measured.store(measured, Ordering::Relaxed);
         // `promised_before` is left out: nearly all of it has just been measured, and what is removed does not come back.
         let (since, wanted) = (self.promised.load(Ordering::Relaxed), self.wanted.load(Ordering::Relaxed));

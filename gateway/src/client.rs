@@ -8,6 +8,7 @@ use bytes::Bytes;
 use novum_proto::gateway::v1;
 use novum_proto::gateway::v1::admin_client::AdminClient;
 use novum_proto::gateway::v1::functions_client::FunctionsClient;
+use novum_proto::gateway::v1::sandboxes_client::SandboxesClient;
 use novum_sandbox::ArtifactFormat;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
@@ -46,6 +47,12 @@ impl Client {
     pub fn functions(&self) -> FunctionsClient<Channel> {
         // The gateway bounds what it sends by the manifest's `output`.
         FunctionsClient::new(self.channel.clone()).max_decoding_message_size(usize::MAX)
+    }
+
+    /// The sandboxes service.
+    #[must_use]
+    pub fn sandboxes(&self) -> SandboxesClient<Channel> {
+        SandboxesClient::new(self.channel.clone())
     }
 
     /// The admin service.

@@ -79,6 +79,8 @@ pub struct ServeConfig {
     pub log_bytes: usize,
     /// Most sandboxes of one engine at once.
     pub max_sandboxes: u32,
+    /// Most sandboxes that live between calls, and most snapshots of them.
+    pub max_sessions: usize,
     /// Largest memory of one sandbox that a manifest may ask for.
     pub max_memory_bytes: u64,
     /// What all sandboxes together may hold: pages that only they have, and the kernel's part.
@@ -109,6 +111,7 @@ impl ServeConfig {
             drain_timeout: Duration::from_secs(30),
             log_bytes: 256 << 10,
             max_sandboxes: 1000,
+            max_sessions: 100,
             max_memory_bytes: 4 << 30,
             memory_budget_bytes: crate::budget::default_limit_bytes(),
             max_snapshot_bytes: 16 << 30,

@@ -25,6 +25,7 @@ use crate::logs::{FunctionLog, Logs};
 use crate::metrics::FunctionStats;
 use crate::pool::Pool;
 use crate::registry::{Record, Registry, RegistryError};
+use crate::sessions::Sandboxes;
 use crate::snapshots::Snapshots;
 use crate::unpack;
 
@@ -73,6 +74,7 @@ pub struct Core {
     pub(crate) logs: Arc<Logs>,
     pub(crate) shares: SharePolicy,
     pub(crate) budget: Arc<Budget>,
+    pub(crate) sandboxes: Arc<Sandboxes>,
     pub(crate) snapshots: Snapshots,
     /// Where everything runs that is not on an invocation's way.
     pub(crate) control: Handle,
@@ -125,6 +127,9 @@ impl Core {
             max_sandboxes: config.max_sandboxes,
             max_memory_bytes: config.max_memory_bytes,
         });
+        let sandboxes = Arc::new(Sandboxes::new(config.max_sessions));
+        let budget = Budget::new(config.memory_budget_bytes);
+        budget.watch_sessions(&sandboxes);
         let core = Arc::new(Self {
             logs: Logs::new(config.log_bytes),
             functions: Functions::default(),
@@ -133,7 +138,8 @@ impl Core {
             invocations: TaskTracker::new(),
             draining: CancellationToken::new(),
             started: Instant::now(),
-            budget: Budget::new(config.memory_budget_bytes),
+            budget,
+            sandboxes,
             snapshots: Snapshots::new(store, config.keep_snapshots),
             config,
             engines,
@@ -215,6 +221,12 @@ impl Core {
         &self.budget
     }
 
+    /// The sandboxes that live between calls.
+    #[must_use]
+    pub fn sandboxes(&self) -> &Arc<Sandboxes> {
+        &self.sandboxes
+    }
+
     /// All log lines.
     #[must_use]
     pub fn logs(&self) -> &Arc<Logs> {
@@ -275,6 +287,7 @@ impl Core {
             self.stop.cancel();
             let _ = tokio::time::timeout(CANCEL_TIME, self.invocations.wait()).await;
         }
+        self.sandboxes.end_all();
     }
 }
 
@@ -304,13 +317,14 @@ async fn prepare_all(core: Arc<Core>) {
     }
 }
 
-/// Removes idle sandboxes and fills up what a failed start left open.
+/// Removes idle sandboxes, sessions included, and fills up what a failed start left open.
 async fn keep_pools(core: std::sync::Weak<Core>) {
     let mut tick = tokio::time::interval(EXPIRE_EVERY);
     loop {
         tick.tick().await;
         let Some(core) = core.upgrade() else { return };
         let now = Instant::now();
+        core.sandboxes.expire(now);
         for version in core.functions.all().values().flat_map(Entry::versions) {
             version.pool.expire(now);
             if version.pool.image().is_ready() {

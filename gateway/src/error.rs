@@ -33,6 +33,44 @@ pub enum Error {
         /// What is there.
         kept: Vec<u64>,
     },
+    /// No such sandbox or snapshot.
+    #[error("there is no {what} {name:?}; `novum sandbox {}` lists them", if *.what == "sandbox" { "ls" } else { "snapshots" })]
+    NoSandbox {
+        /// "sandbox" or "snapshot".
+        what: &'static str,
+        /// What was asked for.
+        name: String,
+    },
+    /// The name is taken.
+    #[error("there is a {what} {name:?} already; choose another name, or delete it")]
+    SandboxExists {
+        /// "sandbox" or "snapshot".
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// As many sandbox sessions, or snapshots of them, as this gateway takes.
+    #[error(
+        "this gateway holds its {limit} sandboxes or snapshots; delete one, or start it with a larger --max-sessions"
+    )]
+    TooManySandboxes {
+        /// The limit.
+        limit: usize,
+    },
+    /// A sandbox could not do what was asked of it.
+    #[error(transparent)]
+    Session(novum_sandbox::session::SessionError),
+    /// A command wrote more than its caller wanted.
+    #[error("the command was killed: it wrote more than `output_bytes`, {limit_bytes} bytes")]
+    CommandOutput {
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// A watcher read too slowly.
+    #[error(
+        "this watch was read too slowly and was cut off; begin another one, which tells the present first"
+    )]
+    WatchTooSlow,
     /// Fields of the request have impossible values.
     #[error("{}", fields_text(.0))]
     Fields(Vec<FieldError>),

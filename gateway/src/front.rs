@@ -11,6 +11,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use novum_proto::gateway::v1::admin_server::{AdminServer, SERVICE_NAME as ADMIN};
 use novum_proto::gateway::v1::functions_server::{FunctionsServer, SERVICE_NAME as FUNCTIONS};
+use novum_proto::gateway::v1::sandboxes_server::{SERVICE_NAME as SANDBOXES, SandboxesServer};
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
@@ -21,6 +22,7 @@ use crate::core::Core;
 use crate::error::Error;
 use crate::service::admin::AdminService;
 use crate::service::functions::FunctionsService;
+use crate::service::sandboxes::{MAX_PIECE_BYTES, SandboxesService};
 use crate::{http as plain, status};
 
 /// What a message's fields may take besides its payload: names, an environment, framing.
@@ -51,6 +53,10 @@ impl Front {
         let mut routes = Routes::from(plain::router(Arc::clone(core)));
         routes = routes
             .add_service(AdminServer::new(AdminService::new(Arc::clone(core))))
+            .add_service(
+                SandboxesServer::new(SandboxesService::new(Arc::clone(core)))
+                    .max_decoding_message_size(MAX_PIECE_BYTES + ENVELOPE_BYTES),
+            )
             .add_service(health)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
@@ -67,7 +73,7 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
 /// Says of the gateway and of each of its services whether it serves.
 pub async fn set_serving(reporter: &HealthReporter, serving: bool) {
     let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-    for service in ["", FUNCTIONS, ADMIN] {
+    for service in ["", FUNCTIONS, SANDBOXES, ADMIN] {
         reporter.set_service_status(service, status).await;
     }
 }

@@ -30,6 +30,7 @@ pub mod pool;
 pub mod registry;
 pub mod server;
 pub mod service;
+pub mod sessions;
 pub mod snapshots;
 pub mod status;
 pub mod timings;

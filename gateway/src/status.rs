@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use novum_proto::gateway::v1 as proto;
 use novum_sandbox::Error as SandboxError;
+use novum_sandbox::session::{FileFailure, SessionError};
 use prost::Message;
 use tonic::{Code, Status};
 use tonic_types::pb;
@@ -77,6 +78,9 @@ pub fn http_status(code: Code) -> StatusCode {
         Code::Ok => StatusCode::OK,
         Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => StatusCode::BAD_REQUEST,
         Code::NotFound => StatusCode::NOT_FOUND,
+        Code::AlreadyExists => StatusCode::CONFLICT,
+        Code::PermissionDenied => StatusCode::FORBIDDEN,
+        Code::Unimplemented => StatusCode::NOT_IMPLEMENTED,
         Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
         Code::Cancelled => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
         Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -143,6 +147,12 @@ fn retry_after(error: &Error) -> Option<Duration> {
 fn judge(error: &Error) -> Verdict {
     match error {
         Error::NoFunction { .. } | Error::NoVersion { .. } => Verdict::new(Code::NotFound),
+        Error::NoSandbox { .. } => Verdict::new(Code::NotFound),
+        Error::SandboxExists { .. } => Verdict::new(Code::AlreadyExists),
+        Error::TooManySandboxes { .. } => quota("max-sessions", error),
+        Error::CommandOutput { .. } => quota("output_bytes", error),
+        Error::WatchTooSlow => quota("watch", error),
+        Error::Session(error) => session(error),
         Error::Fields(fields) => bad_request(fields.iter().map(|f| (f.field.clone(), f.reason.clone()))),
         Error::Unrecognised => bad_request([("chunk".to_owned(), error.to_string())]),
         Error::EngineUnavailable { engine, reason } => precondition("ENGINE", engine.as_str(), reason),
@@ -190,6 +200,22 @@ fn engine(error: &SandboxError) -> Verdict {
         SandboxError::OutputLimit { .. } => quota("manifest.output_bytes", error),
         SandboxError::Cancelled => Verdict::new(Code::Cancelled),
         SandboxError::Host { .. } => Verdict::new(Code::Internal),
+    }
+}
+
+fn session(error: &SessionError) -> Verdict {
+    match error {
+        SessionError::Unsupported { .. } => Verdict::new(Code::Unimplemented),
+        SessionError::Command { reason, .. } => bad_request([("start.args".to_owned(), reason.clone())]),
+        SessionError::File { kind, reason, .. } => match kind {
+            FileFailure::NotFound => Verdict::new(Code::NotFound),
+            FileFailure::Invalid => bad_request([("path".to_owned(), reason.clone())]),
+            FileFailure::Denied => Verdict::new(Code::PermissionDenied),
+            FileFailure::Full => quota("files", error),
+            FileFailure::Other => Verdict::new(Code::Internal),
+        },
+        SessionError::Busy(reason) | SessionError::Ended(reason) => precondition("SANDBOX", "", reason),
+        SessionError::Engine(error) => engine(error),
     }
 }
 

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::error::Error;
 use crate::function::{EngineKind, Function};
+use crate::session::Sessions;
 
 /// One kind of isolation.
 #[async_trait]
@@ -23,6 +24,11 @@ pub trait Engine: Send + Sync + 'static {
     /// [`Error::Artifact`] where the artifact cannot be run by this engine, [`Error::Unavailable`] where this
     /// machine cannot run it, [`Error::Host`] for the rest.
     async fn prepare(&self, function: Arc<Function>) -> Result<Arc<dyn Image>, Error>;
+
+    /// Its sandboxes that live between calls, where it has such.
+    fn sessions(&self) -> Option<&dyn Sessions> {
+        None
+    }
 }
 
 /// A function that is ready to be started any number of times.

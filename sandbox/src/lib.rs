@@ -25,6 +25,7 @@ pub mod kvm;
 pub mod linux;
 #[cfg(feature = "vm")]
 pub mod process;
+pub mod session;
 pub mod share;
 #[cfg(feature = "wasm")]
 pub mod wasm;

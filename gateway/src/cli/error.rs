@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use novum_snapshot::{OpenError, StoreError};
 use tonic::Code;
-use tonic_types::StatusExt;
+use tonic_types::{PreconditionFailure, StatusExt};
 
 use crate::manifest::ManifestError;
 use crate::pack::PackError;
@@ -252,6 +252,10 @@ fn engine_exit_code(error: &novum_sandbox::Error) -> u8 {
     status_exit_code(engine_code(error))
 }
 
+fn about_sandbox(failure: &PreconditionFailure) -> bool {
+    failure.violations.iter().any(|violation| violation.r#type == "SANDBOX")
+}
+
 fn store_exit_code(error: &StoreError) -> u8 {
     match error {
         StoreError::Io { .. } => exit::FILE,
@@ -278,6 +282,11 @@ fn status_advice(status: &tonic::Status) -> Option<String> {
         return Some(format!("try again in {}", crate::units::format_duration(delay)));
     }
     match status.code() {
+        // A message that says where to look itself.
+        Code::NotFound if status.message().contains("novum sandbox") => None,
+        // A file in a sandbox.
+        Code::NotFound if status.message().starts_with('/') => None,
+        Code::FailedPrecondition if details.precondition_failure().is_some_and(about_sandbox) => None,
         Code::NotFound => Some("`novum functions` lists what is deployed".into()),
         Code::FailedPrecondition => Some("`novum doctor` says what each engine needs".into()),
         Code::DeadlineExceeded => {

@@ -215,7 +215,7 @@ pub(super) enum Ended {
 }
 
 impl Ended {
-    fn new(exit: Option<&v1::ExitStatus>) -> Result<Self, Error> {
+    pub(super) fn new(exit: Option<&v1::ExitStatus>) -> Result<Self, Error> {
         match exit.and_then(|exit| exit.status.as_ref()) {
             Some(v1::exit_status::Status::Code(code)) => Ok(Self::Code(*code)),
             Some(v1::exit_status::Status::Fault(fault)) => {

@@ -20,9 +20,11 @@ mod progress;
 mod run;
 #[cfg(feature = "vm")]
 mod run_guest;
+mod sandbox;
 mod serve;
 mod snapshot;
 mod stats;
+mod terminal;
 
 use std::process::ExitCode;
 
@@ -115,6 +117,7 @@ enum Command {
     Logs(logs::Args),
     Delete(delete::Args),
     Run(run::Args),
+    Sandbox(sandbox::Args),
     Snapshot(snapshot::Args),
     Stats(stats::Args),
     Doctor(doctor::Args),
@@ -157,6 +160,7 @@ fn execute(cli: &Cli) -> Result<u8, Error> {
         Command::Logs(args) => block_on(logs::run(global, args)),
         Command::Delete(args) => block_on(delete::run(global, args)),
         Command::Run(args) => run::run(global, args),
+        Command::Sandbox(args) => block_on(sandbox::run(global, args)),
         Command::Snapshot(args) => snapshot::run(global, args),
         Command::Stats(args) => block_on(stats::run(global, args)),
         Command::Doctor(args) => doctor::run(global, args),

@@ -10,14 +10,13 @@ use novum_sandbox::linux::guest::{
 };
 use novum_sandbox::linux::{self, DEFAULT_PATH};
 use novum_sandbox::{EngineChoice, EngineKind, Manifest, Output, Reply};
-use rustix::termios::{self, OptionalActions, Termios};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::Global;
 use super::error::Error;
 use super::input::name_from;
 use super::run::{Args, PATIENCE, StandardError, Steps, print, report, standard_input};
+use super::terminal::Terminal;
 
 /// What only Linux guests have.
 #[derive(Debug, clap::Args)]
@@ -130,7 +129,8 @@ async fn pass_through(
     manifest: &Manifest,
 ) -> Result<Reply, Error> {
     let terminal = Terminal::of_caller().filter(|_| !global.json);
-    let control = terminal.as_ref().map(Terminal::follow).transpose()?;
+    let resize = |(rows, columns)| Control::Resize(TerminalSize { rows, columns });
+    let control = terminal.as_ref().map(|terminal| terminal.follow(resize)).transpose()?;
     let (to, output) = mpsc::channel(4);
     let streams = Streams {
         input: novum_sandbox::Input::Stream(standard_input()),
@@ -140,59 +140,10 @@ async fn pass_through(
         deadline: Instant::now() + manifest.timeout,
     };
     let printing = print(output, global.json);
-    let reply = guest.reply(&command(args, manifest, terminal.as_ref().map(|t| t.size)), streams).await;
+    let size = terminal.as_ref().map(|t| TerminalSize { rows: t.size.0, columns: t.size.1 });
+    let reply = guest.reply(&command(args, manifest, size), streams).await;
     printing.await.map_err(|e| Error::Io { doing: "print", source: e.into() })??;
     // Only now: what is said next is for a terminal in its usual mode.
     drop(terminal);
     Ok(reply?)
-}
-
-/// The caller's terminal in raw mode: every key goes to the guest, whose own terminal gives it its meaning.
-struct Terminal {
-    before: Termios,
-    size: TerminalSize,
-}
-
-impl Terminal {
-    /// `None` where standard input or output is none.
-    fn of_caller() -> Option<Self> {
-        let (input, output) = (rustix::stdio::stdin(), rustix::stdio::stdout());
-        if !termios::isatty(input) || !termios::isatty(output) {
-            return None;
-        }
-        let before = termios::tcgetattr(input).ok()?;
-        let size = Self::current_size()?;
-        let mut raw = before.clone();
-        raw.make_raw();
-        termios::tcsetattr(input, OptionalActions::Now, &raw).ok()?;
-        Some(Self { before, size })
-    }
-
-    fn current_size() -> Option<TerminalSize> {
-        let size = termios::tcgetwinsize(rustix::stdio::stdout()).ok()?;
-        Some(TerminalSize { rows: size.ws_row, columns: size.ws_col })
-    }
-
-    /// Tells the guest when the size changes.
-    fn follow(&self) -> Result<mpsc::Receiver<Control>, Error> {
-        let mut changes = signal(SignalKind::window_change())
-            .map_err(|source| Error::Io { doing: "watch the terminal's size", source })?;
-        let (to, control) = mpsc::channel(1);
-        tokio::spawn(async move {
-            while changes.recv().await.is_some() {
-                let Some(size) = Self::current_size() else { continue };
-                if to.send(Control::Resize(size)).await.is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(control)
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        // A terminal that is gone needs nothing.
-        let _ = termios::tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &self.before);
-    }
 }

@@ -157,6 +157,16 @@ pub(super) struct Settings {
         hide_env_values = true
     )]
     max_sandboxes: Option<u32>,
+    /// Most sandboxes of `novum sandbox`, and most snapshots of them [default: 100]
+    #[arg(
+        long,
+        help_heading = "Limits",
+        hide_short_help = true,
+        value_name = "N",
+        env = "NOVUM_MAX_SESSIONS",
+        hide_env_values = true
+    )]
+    max_sessions: Option<usize>,
     /// Largest memory that a manifest may ask for [default: 4GiB]
     #[arg(
         long,
@@ -292,6 +302,7 @@ impl Settings {
         set(&mut config.drain_timeout, self.drain_timeout.as_ref().map(|time| time.0));
         set(&mut config.log_bytes, index(&self.log_bytes));
         set(&mut config.max_sandboxes, self.max_sandboxes);
+        set(&mut config.max_sessions, self.max_sessions);
         set(&mut config.max_memory_bytes, bytes(&self.max_memory));
         set(&mut config.memory_budget_bytes, bytes(&self.memory_budget));
         set(&mut config.max_snapshot_bytes, bytes(&self.max_snapshots));

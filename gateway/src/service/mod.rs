@@ -3,4 +3,7 @@
 pub mod admin;
 pub mod deadline;
 pub mod functions;
+pub mod sandbox_messages;
+pub mod sandbox_streams;
+pub mod sandboxes;
 pub mod stream;

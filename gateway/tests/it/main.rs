@@ -16,6 +16,7 @@ mod manifest;
 mod plain_http;
 mod program;
 mod python_client;
+mod sandboxes;
 mod scale;
 mod skip;
 mod snapshot;

@@ -13,6 +13,7 @@ use crate::engine::{Engine, Image, Renewal, Sandbox};
 use crate::engines::EngineConfig;
 use crate::error::Error;
 use crate::function::{EngineKind, Function};
+use crate::session::Sessions;
 
 /// The process engine.
 #[derive(Debug)]
@@ -51,6 +52,10 @@ impl Engine for ProcessEngine {
             .await
             .map_err(|error| Error::host("load the program", error))??;
         Ok(Arc::new(ProcessImage { template: Arc::new(template) }))
+    }
+
+    fn sessions(&self) -> Option<&dyn Sessions> {
+        Some(self)
     }
 }
 

@@ -19,6 +19,7 @@ pub(crate) mod load;
 pub(crate) mod memory;
 pub(crate) mod run;
 mod sandbox;
+mod session;
 mod setup;
 mod shell;
 mod shells;

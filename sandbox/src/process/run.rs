@@ -151,6 +151,11 @@ impl Machine {
 
     fn run_until(&mut self, deadline: Instant) -> Result<Ended, RunError> {
         self.arm()?;
+        // Whoever came before this thread could be reached.
+        self.control.attend(&mut self.process);
+        if let Some(ended) = self.stop(deadline) {
+            return Ok(ended);
+        }
         loop {
             if self.on_cpu.is_none()
                 && let Some(ended) = self.choose(deadline)?
@@ -412,6 +417,7 @@ impl Machine {
 
     /// Waits until a blocked thread may go on, and marks those.
     fn idle(&mut self, deadline: Instant) -> Result<Option<Ended>, RunError> {
+        self.control.attend(&mut self.process);
         if let Some(ended) = self.stop(deadline) {
             return Ok(Some(ended));
         }
@@ -505,6 +511,7 @@ impl Machine {
     /// A signal came: the deadline, a cancellation, the end of a time slice.
     fn interrupted(&mut self, deadline: Instant) -> Result<Option<Ended>, RunError> {
         self.shell.kick.clear();
+        self.control.attend(&mut self.process);
         if let Some(ended) = self.stop(deadline) {
             return Ok(Some(ended));
         }

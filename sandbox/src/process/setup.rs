@@ -73,29 +73,11 @@ impl Setup {
     /// Loads the program into an address space of its own: all but the stack, which the invocation's environment decides.
     pub(super) fn load(&self) -> Result<Program, Error> {
         let mut files = Files::new(&self.files).map_err(|error| refuse(error.to_string()))?;
-        let mut memory = AddressSpace::new(self.memory_bytes, self.placement)
+        let memory = AddressSpace::new(self.memory_bytes, self.placement)
             .map_err(|error| Error::host("reserve addresses for a sandbox", error))?;
         self.live.add(memory.region());
-        let file = open(&mut files, &self.program).map_err(|errno| {
-            refuse(format!("{} does not open: {errno}", String::from_utf8_lossy(&self.program)))
-        })?;
-        files.set_exe(file.name.as_bytes());
-        let mut opener = |path: &str| open(&mut files, path.as_bytes());
-        let mut loaded =
-            load::load(&mut memory, file, &mut opener).map_err(|error| self.refuse_load(error))?;
-        let mut time = Time::default();
-        // Without the vDSO the program asks for the time by calls.
-        if let Ok(vdso) = time.map(&mut memory) {
-            loaded.add_aux((libc::AT_SYSINFO_EHDR, vdso));
-        }
+        let InMemory { memory, time, loaded } = load_from(&mut files, memory, &self.program)?;
         Ok(Program { memory, files, time, loaded })
-    }
-
-    fn refuse_load(&self, error: LoadError) -> Error {
-        match error {
-            LoadError::Memory { limit_bytes, .. } => Error::MemoryLimit { limit_bytes },
-            other => refuse(other.to_string()),
-        }
     }
 
     /// The loaded program as a process that is ready to run with the invocation's additions to the environment.
@@ -109,8 +91,7 @@ impl Setup {
         }
         let env: Vec<Vec<u8>> =
             merged.iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect();
-        let started =
-            loaded.begin(&mut memory, &self.args, &env, random).map_err(|error| self.refuse_load(error))?;
+        let started = loaded.begin(&mut memory, &self.args, &env, random).map_err(refuse_load)?;
         Ok(Process::new(memory, files, time, started))
     }
 }
@@ -121,6 +102,39 @@ pub(super) struct Program {
     files: Files,
     time: Time,
     loaded: Loaded,
+}
+
+/// A program in its address space, without a stack and apart from its files.
+pub(super) struct InMemory {
+    pub(super) memory: AddressSpace,
+    pub(super) time: Time,
+    pub(super) loaded: Loaded,
+}
+
+/// Loads `program`, a path in `files`, into the empty `memory`.
+pub(super) fn load_from(
+    files: &mut Files,
+    mut memory: AddressSpace,
+    program: &[u8],
+) -> Result<InMemory, Error> {
+    let file = open(files, program)
+        .map_err(|errno| refuse(format!("{} does not open: {errno}", String::from_utf8_lossy(program))))?;
+    files.set_exe(file.name.as_bytes());
+    let mut opener = |path: &str| open(files, path.as_bytes());
+    let mut loaded = load::load(&mut memory, file, &mut opener).map_err(refuse_load)?;
+    let mut time = Time::default();
+    // Without the vDSO the program asks for the time by calls.
+    if let Ok(vdso) = time.map(&mut memory) {
+        loaded.add_aux((libc::AT_SYSINFO_EHDR, vdso));
+    }
+    Ok(InMemory { memory, time, loaded })
+}
+
+pub(super) fn refuse_load(error: LoadError) -> Error {
+    match error {
+        LoadError::Memory { limit_bytes, .. } => Error::MemoryLimit { limit_bytes },
+        other => refuse(other.to_string()),
+    }
 }
 
 fn refuse(reason: String) -> Error {

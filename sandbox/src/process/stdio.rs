@@ -37,9 +37,53 @@ pub(super) struct Collected {
 
 type Reserve = Pin<Box<dyn Future<Output = Result<OwnedPermit<Bytes>, SendError<()>>> + Send>>;
 
+/// A channel that output goes into, a piece at a time and only where it has room.
+struct Outlet {
+    sender: Sender<Bytes>,
+    permit: Option<OwnedPermit<Bytes>>,
+    reserve: Option<Reserve>,
+}
+
+impl Outlet {
+    fn new(sender: Sender<Bytes>) -> Self {
+        Self { sender, permit: None, reserve: None }
+    }
+
+    /// Room for one piece: `None` where the receiver is gone. Where there is none, `waker` is told when there is.
+    fn has_room(&mut self, waker: &Waker) -> Option<bool> {
+        if self.permit.is_some() {
+            return Some(true);
+        }
+        let future = self.reserve.get_or_insert_with(|| Box::pin(self.sender.clone().reserve_owned()));
+        match future.as_mut().poll(&mut Context::from_waker(waker)) {
+            Poll::Pending => Some(false),
+            Poll::Ready(result) => {
+                self.reserve = None;
+                self.permit = result.ok();
+                self.permit.as_ref().map(|_| true)
+            }
+        }
+    }
+
+    /// Takes the front of `bytes` into the room that was found.
+    fn put(&mut self, bytes: &[u8]) -> ConsoleWrite {
+        let piece = &bytes[..bytes.len().min(PIECE)];
+        if let Some(permit) = self.permit.take() {
+            permit.send(Bytes::copy_from_slice(piece));
+        }
+        ConsoleWrite::Taken(piece.len())
+    }
+}
+
 enum Sink {
     Collect { limit_bytes: usize },
-    Stream { sender: Sender<Bytes>, permit: Option<OwnedPermit<Bytes>>, reserve: Option<Reserve> },
+    Stream(Outlet),
+}
+
+/// Where standard error goes.
+enum ErrorSink {
+    Log(Arc<dyn LogSink>),
+    Stream(Outlet),
 }
 
 /// The console of one invocation.
@@ -47,7 +91,7 @@ pub(super) struct Stdio {
     pending: Bytes,
     stream: Option<Receiver<Bytes>>,
     sink: Sink,
-    log: Arc<dyn LogSink>,
+    error: ErrorSink,
     control: Arc<Control>,
     waker: Waker,
     started: Instant,
@@ -57,31 +101,48 @@ pub(super) struct Stdio {
 impl Stdio {
     /// For an invocation that begins now.
     pub(super) fn new(input: Input, output: Output, log: Arc<dyn LogSink>, control: Arc<Control>) -> Self {
+        Self::with(input, output, ErrorSink::Log(log), control)
+    }
+
+    /// For a command whose three streams are channels.
+    pub(super) fn of_channels(
+        input: Receiver<Bytes>,
+        output: Sender<Bytes>,
+        error: Sender<Bytes>,
+        control: Arc<Control>,
+    ) -> Self {
+        let error = ErrorSink::Stream(Outlet::new(error));
+        Self::with(Input::Stream(input), Output::Stream(output), error, control)
+    }
+
+    fn with(input: Input, output: Output, error: ErrorSink, control: Arc<Control>) -> Self {
         let (pending, stream) = match input {
             Input::Bytes(bytes) => (bytes, None),
             Input::Stream(receiver) => (Bytes::new(), Some(receiver)),
         };
         let sink = match output {
             Output::Collect { limit_bytes } => Sink::Collect { limit_bytes },
-            Output::Stream(sender) => Sink::Stream { sender, permit: None, reserve: None },
+            Output::Stream(sender) => Sink::Stream(Outlet::new(sender)),
         };
         let waker = Waker::from(control.clone());
         let (started, collected) = (Instant::now(), Arc::default());
-        Self { pending, stream, sink, log, control, waker, started, collected }
+        Self { pending, stream, sink, error, control, waker, started, collected }
     }
 
     /// Says what the program had said before its image was taken.
     pub(super) fn say(&mut self, prologue: &Prologue) {
-        if !prologue.log.is_empty() {
-            self.log.write(&prologue.log);
+        if let ErrorSink::Log(log) = &self.error
+            && !prologue.log.is_empty()
+        {
+            log.write(&prologue.log);
         }
         for piece in prologue.output.chunks(PIECE) {
             if self.write_output(piece) == ConsoleWrite::Full
-                && let Sink::Stream { sender, reserve, .. } = &mut self.sink
+                && let Sink::Stream(outlet) = &mut self.sink
             {
                 // Nobody has sent anything yet, so only a channel for less than this has no room; its reader makes some.
-                *reserve = None;
-                let _ = sender.blocking_send(Bytes::copy_from_slice(piece));
+                outlet.reserve = None;
+                let _ = outlet.sender.blocking_send(Bytes::copy_from_slice(piece));
             }
         }
     }
@@ -106,18 +167,9 @@ impl Stdio {
 
     /// Room for one piece of output: `None` where the receiver is gone.
     fn has_room(&mut self) -> Option<bool> {
-        let Sink::Stream { sender, permit, reserve } = &mut self.sink else { return Some(true) };
-        if permit.is_some() {
-            return Some(true);
-        }
-        let future = reserve.get_or_insert_with(|| Box::pin(sender.clone().reserve_owned()));
-        match future.as_mut().poll(&mut Context::from_waker(&self.waker)) {
-            Poll::Pending => Some(false),
-            Poll::Ready(result) => {
-                *reserve = None;
-                *permit = result.ok();
-                permit.as_ref().map(|_| true)
-            }
+        match &mut self.sink {
+            Sink::Stream(outlet) => outlet.has_room(&self.waker),
+            Sink::Collect { .. } => Some(true),
         }
     }
 
@@ -141,13 +193,21 @@ impl Stdio {
                 collected.bytes.extend_from_slice(bytes);
                 ConsoleWrite::Taken(bytes.len())
             }
-            Sink::Stream { permit, .. } => {
-                let piece = &bytes[..bytes.len().min(PIECE)];
-                if let Some(permit) = permit.take() {
-                    permit.send(Bytes::copy_from_slice(piece));
-                }
-                ConsoleWrite::Taken(piece.len())
+            Sink::Stream(outlet) => outlet.put(bytes),
+        }
+    }
+
+    fn write_error(&mut self, bytes: &[u8]) -> ConsoleWrite {
+        match &mut self.error {
+            ErrorSink::Log(log) => {
+                log.write(bytes);
+                ConsoleWrite::Taken(bytes.len())
             }
+            ErrorSink::Stream(outlet) => match outlet.has_room(&self.waker) {
+                None => self.close(),
+                Some(false) => ConsoleWrite::Full,
+                Some(true) => outlet.put(bytes),
+            },
         }
     }
 
@@ -183,15 +243,17 @@ impl Console for Stdio {
     fn write(&mut self, stream: Stream, bytes: &[u8]) -> ConsoleWrite {
         match stream {
             Stream::Output => self.write_output(bytes),
-            Stream::Log | Stream::Input => {
-                self.log.write(bytes);
-                ConsoleWrite::Taken(bytes.len())
-            }
+            Stream::Log | Stream::Input => self.write_error(bytes),
         }
     }
 
     fn writable(&mut self, stream: Stream) -> bool {
-        stream != Stream::Output || self.has_room() != Some(false)
+        let room = match (stream, &mut self.error) {
+            (Stream::Output, _) => self.has_room(),
+            (_, ErrorSink::Stream(outlet)) => outlet.has_room(&self.waker),
+            (_, ErrorSink::Log(_)) => Some(true),
+        };
+        room != Some(false)
     }
 }
 

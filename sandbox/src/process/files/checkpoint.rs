@@ -117,7 +117,7 @@ impl Files {
     }
 
     /// Every place that is kept alive by an open file or as the working directory.
-    fn pinned(&self) -> Vec<Place> {
+    pub(super) fn pinned(&self) -> Vec<Place> {
         let open = self.table.files().filter_map(|(_, file)| file.place.clone());
         open.chain([self.cwd.clone()]).collect()
     }

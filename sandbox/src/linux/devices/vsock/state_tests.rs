@@ -162,7 +162,7 @@ proptest! {
     #[test]
     fn no_byte_is_lost_or_doubled_by_snapshots(steps in steps()) {
         let (mut vsock, mut stream, mut guest) = start();
-        let (mut written, mut read) = (Vec::new(), Vec::<u8>::new());
+        let (mut written, mut read) = (Vec::<u8>::new(), Vec::<u8>::new());
         for step in steps {
             match step {
                 Step::HostWrites(count) => {

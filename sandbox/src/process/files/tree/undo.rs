@@ -17,6 +17,11 @@ impl Tree {
         self.undo_bytes = self.used_bytes;
     }
 
+    /// Nothing leads back any more, and nothing is kept for it. Only right after a checkpoint.
+    pub(crate) fn forget_checkpoint(&mut self) {
+        self.undo = None;
+    }
+
     /// Back to the checkpoint. Every reference must have been unpinned and is pinned anew by the caller. Without a
     /// checkpoint nothing happens.
     pub(crate) fn reset(&mut self) {
