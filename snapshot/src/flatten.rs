@@ -59,5 +59,5 @@ fn region<'a>(
     };
     let stored = runs().map(|(_, range)| pages(range)).collect();
     let source = Source::Snapshot { snapshot, guest_address, len };
-    Region { guest_address, flags, source, pages: Some(stored), first }
+    Region { guest_address, flags, source, pages: Some(stored), first, whole: false }
 }

@@ -84,6 +84,10 @@ impl ImageWriter<'_> {
 
     fn arrange<'r, 's>(&self, region: &'r Region<'s>) -> Result<Arranged<'r, 's>, WriteError> {
         let contents = region.classify(self.page_size, self.parent)?;
+        if region.whole && self.parent.is_none() {
+            let rest = PageSet::all(region.source.len() / self.page_size as u64);
+            return Ok(Arranged { region, contents, first: PageSet::default(), rest, runs: Vec::new() });
+        }
         let (first, rest) = self.layout.arrange(&contents.data, &region.first);
         Ok(Arranged { region, contents, first, rest, runs: Vec::new() })
     }

@@ -28,13 +28,16 @@ pub struct Region<'a> {
     pub pages: Option<PageSet>,
     /// The working set: stored first, and in one piece.
     pub first: PageSet,
+    /// One run from the first page to the last, without a working set of its own: zero pages, also those at the ends, are holes in
+    /// the file. For who maps a region with one call whatever it holds. Only in a base.
+    pub whole: bool,
 }
 
 impl<'a> Region<'a> {
     /// A region of which every page is looked at, without a working set.
     #[must_use]
     pub fn new(guest_address: u64, source: Source<'a>) -> Self {
-        Self { guest_address, flags: 0, source, pages: None, first: PageSet::default() }
+        Self { guest_address, flags: 0, source, pages: None, first: PageSet::default(), whole: false }
     }
 }
 

@@ -36,6 +36,23 @@ fn what_was_written_is_read_back() {
 }
 
 #[test]
+fn a_whole_region_is_one_run_with_holes() {
+    let t = temp_store();
+    let (first, last) = (image(&[0, 1, 0, 0, 2, 0, 0]), image(&[0, 0]));
+    let mut writer = Writer::base(&t.store, host()).unwrap();
+    let whole = |at, image| Region { whole: true, ..region(at, image) };
+    let stored = writer.memory(&[whole(0, &first), whole(1 << 32, &last)], &Layout::default()).unwrap();
+    assert_eq!(stored, 2);
+    let snapshot = Snapshot::open(&t.store, &writer.publish().unwrap()).unwrap();
+    snapshot.verify().unwrap();
+    for region in &snapshot.mapping_plan().regions {
+        let runs: Vec<_> = region.runs.iter().map(|run| (run.guest_address, run.len)).collect();
+        assert_eq!(runs, [(region.guest_address, region.len)]);
+    }
+    assert_eq!(mapped(&snapshot), [first, last]);
+}
+
+#[test]
 fn a_snapshot_without_memory_is_one_too() {
     let t = temp_store();
     let mut writer = Writer::base(&t.store, host()).unwrap();

@@ -48,6 +48,28 @@ fn find_layout(xcr0: u64) -> StateLayout {
     StateLayout { bytes: bytes as usize, features: xcr0, mxcsr_mask: 0xffff }
 }
 
+/// What this host's CPU has that a program may have found and relies on from then on: instruction sets, and where each part
+/// of the vector state lies in memory. For images, which run only where all of it is there.
+pub(crate) fn image_features() -> Vec<String> {
+    macro_rules! present {
+        ($($name:tt)*) => {
+            [$(($name, std::arch::is_x86_feature_detected!($name))),*]
+        };
+    }
+    let sets = present![
+        "adx" "aes" "avx" "avx2" "avx512bitalg" "avx512bw" "avx512cd" "avx512dq" "avx512f" "avx512ifma" "avx512vbmi"
+        "avx512vbmi2" "avx512vl" "avx512vnni" "avx512vpopcntdq" "bmi1" "bmi2" "cmpxchg16b" "f16c" "fma" "fxsr" "gfni"
+        "lzcnt" "movbe" "pclmulqdq" "popcnt" "rdrand" "rdseed" "rtm" "sha" "sse" "sse2" "sse3" "sse4.1" "sse4.2" "sse4a" "ssse3"
+        "tbm" "vaes" "vpclmulqdq" "xsave" "xsavec" "xsaveopt" "xsaves"
+    ];
+    let sets = sets.into_iter().filter(|(_, there)| *there).map(|(name, _)| format!("cpu.{name}"));
+    let parts = (2..32).filter(|part| __cpuid_count(STATE, 0).eax & 1 << part != 0).map(|part| {
+        let leaf = __cpuid_count(STATE, part);
+        format!("xsave.{part}={}+{}", leaf.ebx, leaf.eax)
+    });
+    sets.chain(parts).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,6 +15,7 @@ use std::sync::OnceLock;
 
 use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcr, kvm_xcrs};
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
+use serde::{Deserialize, Serialize};
 
 use super::entry::{self, CALL_STUB, FAULT_STUBS, VECTORS};
 use super::features::{StateLayout, state_layout};
@@ -66,7 +67,7 @@ pub(crate) struct Vcpu {
 }
 
 /// Everything a program's thread has in the CPU.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct UserState {
     /// General registers.
     pub(crate) regs: kvm_regs,

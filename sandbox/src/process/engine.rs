@@ -4,21 +4,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use novum_snapshot::Store;
 
-use super::image::{self, Refused};
+use super::image::{self, Image, Refused};
 use super::sandbox::{ProcessSandbox, Template};
 use super::setup::Setup;
 use super::shells;
-use crate::engine::{Engine, Image, Renewal, Sandbox};
+use crate::engine::{self, Engine, Renewal, Sandbox};
 use crate::engines::EngineConfig;
 use crate::error::Error;
 use crate::function::{EngineKind, Function};
+use crate::kept::{self, Origin};
 use crate::session::Sessions;
 
 /// The process engine.
 #[derive(Debug)]
 pub struct ProcessEngine {
     max_memory_bytes: u64,
+    snapshots: Option<Store>,
 }
 
 impl ProcessEngine {
@@ -28,7 +31,7 @@ impl ProcessEngine {
     /// [`Error::Unavailable`] where `/dev/kvm` cannot be used.
     pub fn new(config: &EngineConfig) -> Result<Self, Error> {
         super::probe().map_err(|reason| Error::Unavailable { engine: EngineKind::Process, reason })?;
-        Ok(Self { max_memory_bytes: config.max_memory_bytes })
+        Ok(Self { max_memory_bytes: config.max_memory_bytes, snapshots: config.snapshots.clone() })
     }
 }
 
@@ -38,7 +41,7 @@ impl Engine for ProcessEngine {
         EngineKind::Process
     }
 
-    async fn prepare(&self, function: Arc<Function>) -> Result<Arc<dyn Image>, Error> {
+    async fn prepare(&self, function: Arc<Function>) -> Result<Arc<dyn engine::Image>, Error> {
         let memory = function.manifest.memory_bytes;
         if memory > self.max_memory_bytes {
             let reason =
@@ -48,7 +51,11 @@ impl Engine for ProcessEngine {
         let setup = Setup::new(&function)?;
         let timeout = function.manifest.timeout;
         // What cannot be loaded is refused now and not at the first request.
-        let template = tokio::task::spawn_blocking(move || template(setup, timeout))
+        let kept = self.snapshots.clone().map(|store| {
+            let origin = Origin::new(EngineKind::Process, &function, setup.key());
+            Kept { store, origin }
+        });
+        let template = tokio::task::spawn_blocking(move || template(setup, timeout, kept))
             .await
             .map_err(|error| Error::host("load the program", error))??;
         Ok(Arc::new(ProcessImage { template: Arc::new(template) }))
@@ -59,18 +66,91 @@ impl Engine for ProcessEngine {
     }
 }
 
-/// Runs the program to its first wait for input on a thread of its own, which its VM needs.
-fn template(setup: Setup, timeout: Duration) -> Result<Template, Error> {
+/// Where an image is kept over restarts, and under which name.
+struct Kept {
+    store: Store,
+    origin: Origin,
+}
+
+impl Kept {
+    /// The image that is kept, if it is one of this program and can be used here and now.
+    fn load(&self, setup: &Setup) -> Option<Image> {
+        match Image::load(&self.store, &self.origin, setup) {
+            Ok(image) => {
+                let found = image.is_some();
+                tracing::debug!(function = setup.name, found, "looked for an image in the store");
+                image
+            }
+            Err(error) => {
+                let reason = chain(&error);
+                tracing::warn!(
+                    function = setup.name,
+                    reason,
+                    "the stored image cannot be used and is taken anew"
+                );
+                None
+            }
+        }
+    }
+
+    /// Keeps an image that was just taken. What is used then is the store's file, by the one way that there is.
+    fn store(&self, setup: &Setup, image: Image) -> Image {
+        let stored = image.store(&self.store, &self.origin).map_err(|error| chain(&error));
+        let loaded = stored.and_then(|digest| {
+            tracing::debug!(function = setup.name, %digest, "stored an image");
+            let loaded = Image::load(&self.store, &self.origin, setup).map_err(|error| chain(&error))?;
+            loaded.ok_or_else(|| "it is not in the store".to_owned())
+        });
+        loaded.unwrap_or_else(|reason| {
+            tracing::warn!(
+                function = setup.name,
+                reason,
+                "the image stays in memory and is lost at a restart"
+            );
+            self.forget();
+            image
+        })
+    }
+
+    /// Nothing that is kept under this name is of use any more.
+    fn forget(&self) {
+        let Origin { engine, function, version, .. } = &self.origin;
+        if let Err(error) = kept::release(&self.store, *engine, function, *version) {
+            tracing::warn!(%function, reason = chain(&error), "a useless image stays in the store");
+        }
+    }
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// The image that is kept, or else the program is run to its first wait for input, on a thread of its own, which its VM
+/// needs.
+fn template(setup: Setup, timeout: Duration, kept: Option<Kept>) -> Result<Template, Error> {
     let name = format!("image-{}", setup.name);
+    if let Some(image) = kept.as_ref().and_then(|kept| kept.load(&setup)) {
+        shells::keep();
+        return Ok(Template { setup, image: Some(Arc::new(image)) });
+    }
     let run = move || match image::prepare(&setup, timeout) {
         Ok(image) => {
             shells::keep();
             tracing::debug!(function = setup.name, bytes = image.shared_bytes(), "took an image");
+            let image = match &kept {
+                Some(kept) => kept.store(&setup, image),
+                None => image,
+            };
             Ok(Template { setup, image: Some(Arc::new(image)) })
         }
         Err(Refused::Load(error)) => Err(error),
         Err(Refused::Run(error)) => Err(Error::host("run the program to its input", error)),
         Err(reason) => {
+            if let Some(kept) = &kept {
+                kept.forget();
+            }
             tracing::debug!(function = setup.name, %reason, "no image");
             Ok(Template { setup, image: None })
         }
@@ -87,7 +167,7 @@ struct ProcessImage {
 }
 
 #[async_trait]
-impl Image for ProcessImage {
+impl engine::Image for ProcessImage {
     async fn start(self: Arc<Self>) -> Result<Box<dyn Sandbox>, Error> {
         Ok(Box::new(ProcessSandbox::start(self.template.clone()).await?))
     }

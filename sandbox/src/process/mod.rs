@@ -36,6 +36,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use calls::credentials::Credentials;
 use calls::limits::ResourceLimits;
@@ -121,7 +122,7 @@ pub(crate) struct Process {
 }
 
 /// One call that was made.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Call {
     /// Which.
     pub(crate) number: u64,

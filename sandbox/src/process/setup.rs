@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use novum_snapshot::Digest;
 use rustix::io::Errno;
 use rustix::rand::GetRandomFlags;
 
@@ -26,6 +27,7 @@ pub(super) struct Setup {
     env: Vec<(String, String)>,
     pub(super) memory_bytes: u64,
     files: FilesConfig,
+    artifact: Digest,
     placement: Placement,
     /// Whose memory counts as this function's.
     pub(super) live: Live,
@@ -65,9 +67,25 @@ impl Setup {
             env: manifest.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
             memory_bytes: manifest.memory_bytes,
             files,
+            artifact: function.artifact.digest,
             live: Live::default(),
             placement: Placement::random(random().map_err(|e| Error::host("draw random numbers", e))?),
         })
+    }
+
+    /// Everything that an image of the program depends on, but for the machine.
+    pub(super) fn key(&self) -> Digest {
+        let shares: Vec<_> = self.files.shares.iter().map(|s| (&s.source, &s.target, s.read_only)).collect();
+        let function = (&self.artifact, self.files.root.is_some(), &self.program, &self.args, &self.env);
+        let guest = (crate::kvm::entry::system_pages(), super::time::vdso::build().unwrap_or_default());
+        let all = (env!("CARGO_PKG_VERSION"), function, self.memory_bytes, shares, guest);
+        // Into memory, of types that only hold what postcard knows: cannot fail.
+        Digest::of(&postcard::to_stdvec(&all).unwrap_or_default())
+    }
+
+    /// What the program's files are made from.
+    pub(super) fn files(&self) -> &FilesConfig {
+        &self.files
     }
 
     /// Loads the program into an address space of its own: all but the stack, which the invocation's environment decides.

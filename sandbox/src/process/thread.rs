@@ -108,6 +108,21 @@ impl Threads {
         }
     }
 
+    /// These threads; what [`Self::order`] told of others.
+    pub(crate) fn ordered(
+        map: BTreeMap<u32, Thread>,
+        current: u32,
+        ready: VecDeque<u32>,
+        last_id: u32,
+    ) -> Self {
+        Self { map, current, ready, last_id }
+    }
+
+    /// The current one, those that are ready in their order, and the last number that was given.
+    pub(crate) fn order(&self) -> (u32, impl Iterator<Item = u32> + '_, u32) {
+        (self.current, self.ready.iter().copied(), self.last_id)
+    }
+
     /// The thread that runs or makes a call.
     pub(crate) fn current(&self) -> &Thread {
         &self.map[&self.current]

@@ -151,7 +151,7 @@ impl Attr {
 }
 
 /// Stats an open descriptor, of any kind (`O_PATH` too).
-fn stat_fd(fd: impl AsFd) -> Result<Attr, Errno> {
+pub(crate) fn stat_fd(fd: impl AsFd) -> Result<Attr, Errno> {
     let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
     fs::statx(fd, c"", AtFlags::EMPTY_PATH, mask).map(|s| Attr::from_statx(&s))
 }

@@ -1,4 +1,5 @@
-//! Memory that many sandboxes map privately: a sealed memory file, and our own read-only view of it.
+//! Memory that many sandboxes map privately: a sealed memory file or a file of the store of snapshots, and our own
+//! read-only view of it.
 
 use std::ffi::c_void;
 use std::io;
@@ -55,12 +56,19 @@ pub(crate) struct Picture {
     len: u64,
 }
 
-// SAFETY: the view is read-only memory of a file that is sealed against every change; the value owns the mapping.
+// SAFETY: the view is read-only memory of a file that is sealed, or that the store of snapshots never writes again; the
+// value owns the mapping.
 unsafe impl Send for Picture {}
 // SAFETY: as above: there are only loads.
 unsafe impl Sync for Picture {}
 
 impl Picture {
+    /// A file of the store of snapshots, `len` bytes long. Nobody changes such a file, and while it is open nobody
+    /// removes it.
+    pub(crate) fn of_snapshot(fd: OwnedFd, len: u64) -> io::Result<Self> {
+        Self::new(fd, len)
+    }
+
     fn new(fd: OwnedFd, len: u64) -> io::Result<Self> {
         // SAFETY: a new mapping at an address that the kernel chooses.
         let view = unsafe {
@@ -92,7 +100,8 @@ impl Picture {
 
     /// Its bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: the mapping is `len` bytes long, lives as long as `self`, and the seals forbid every change.
+        // SAFETY: the mapping is `len` bytes long and lives as long as `self`; the seals forbid every change, or the store's
+        // promise does: its files have the mode 0400 and no code writes to them.
         unsafe { std::slice::from_raw_parts(self.view.as_ptr().cast(), self.len as usize) }
     }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::{KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_MEMORY_FAULT, kvm_userspace_memory_region, kvm_xsave};
 use kvm_ioctls::{VcpuFd, VmFd};
+use serde::{Deserialize, Serialize};
 
 /// Sets a memslot. The memory is that of a [`Region`](super::Region), which the VM keeps.
 pub(crate) fn set_slot(vm: &VmFd, slot: kvm_userspace_memory_region) -> Result<(), kvm_ioctls::Error> {
@@ -39,8 +40,32 @@ pub(crate) fn internal_error(vcpu: &mut VcpuFd) -> (u32, Vec<u64>) {
 }
 
 /// x87, SSE and AVX registers in the XSAVE layout (Intel SDM vol. 1 §13.4).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(into = "Vec<u8>", try_from = "Vec<u8>")]
 pub(crate) struct XsaveArea(Box<[u32; 1024]>);
+
+impl From<XsaveArea> for Vec<u8> {
+    /// Without the zeroes at the end.
+    fn from(area: XsaveArea) -> Self {
+        let words = area.0.iter().rposition(|word| *word != 0).map_or(0, |last| last + 1);
+        area.0[..words].iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+}
+
+impl TryFrom<Vec<u8>> for XsaveArea {
+    type Error = &'static str;
+
+    fn try_from(bytes: Vec<u8>) -> Result<Self, Self::Error> {
+        let mut area = Box::new([0; 1024]);
+        if bytes.len() > 4 * area.len() || !bytes.len().is_multiple_of(4) {
+            return Err("vector registers take at most 4096 bytes, in words");
+        }
+        for (word, bytes) in area.iter_mut().zip(bytes.chunks_exact(4)) {
+            *word = u32::from_le_bytes(std::array::from_fn(|i| bytes[i]));
+        }
+        Ok(Self(area))
+    }
+}
 
 impl XsaveArea {
     /// Reads them.

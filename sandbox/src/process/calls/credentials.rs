@@ -3,7 +3,9 @@
 //! A program starts as root and may become whom it likes, as one that gives up its privileges does; having
 //! given them up it stays so. The ids are kept and told. No file's permission bits are looked at in any case.
 
+use novum_snapshot::State;
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::{Args, Entry, Outcome};
 use crate::process::Process;
@@ -40,7 +42,7 @@ pub(super) const CALLS: &[Entry] = &[
 const MOST_GROUPS: u64 = 65_536;
 
 /// Real, effective and saved id.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ids {
     pub(crate) real: u32,
     pub(crate) effective: u32,
@@ -48,11 +50,16 @@ pub(crate) struct Ids {
 }
 
 /// Who the program is. All threads agree: C libraries make each of these calls in every thread.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Credentials {
     pub(crate) user: Ids,
     pub(crate) group: Ids,
     pub(crate) groups: Vec<u32>,
+}
+
+impl State for Credentials {
+    const KIND: &'static str = "process-credentials";
+    const VERSION: u32 = 1;
 }
 
 /// What is to become of three ids; `None` leaves one.

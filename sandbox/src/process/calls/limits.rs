@@ -3,7 +3,9 @@
 //! Enforced: open files, the size of files (with `SIGXFSZ`), address space and data. The others are kept and told. A
 //! hard limit is never raised: the manifest's limits stand above all of these.
 
+use novum_snapshot::State;
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::identity::PID;
 use super::{Args, Entry, Outcome};
@@ -23,8 +25,13 @@ const COUNT: usize = 16;
 const NONE: u64 = libc::RLIM_INFINITY;
 
 /// Soft and hard limit of each resource, by its number.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ResourceLimits([[u64; 2]; COUNT]);
+
+impl State for ResourceLimits {
+    const KIND: &'static str = "process-limits";
+    const VERSION: u32 = 1;
+}
 
 impl ResourceLimits {
     /// What a program begins with that may have `open_files` files open.

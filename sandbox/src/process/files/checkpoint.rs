@@ -64,6 +64,7 @@ impl Files {
             clock_shift_ns: self.clock_shift_ns,
             changed: true,
             saved: Some(Saved { table: self.reopened(&saved.table)?, ..saved }),
+            opened: None,
         };
         files.reset();
         Ok(files)

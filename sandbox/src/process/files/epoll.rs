@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::Files;
 use super::pipe::End;
@@ -13,14 +14,14 @@ use super::table::{FileId, Object, Stream};
 const MAX_DEPTH: u32 = 5;
 
 /// An epoll instance.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Epoll {
     interest: BTreeMap<(i32, FileId), Interest>,
     /// Where the next wait starts, so that every descriptor gets its turn.
     turn: Option<(i32, FileId)>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Interest {
     events: u32,
     data: u64,
@@ -54,6 +55,11 @@ fn when(condition: bool, events: u32) -> u32 {
 }
 
 impl Epoll {
+    /// The open files that it watches.
+    pub(super) fn watched(&self) -> impl Iterator<Item = FileId> + '_ {
+        self.interest.keys().map(|(_, file)| *file)
+    }
+
     /// Forgets an open file that is closed.
     pub(crate) fn forget(&mut self, file: FileId) {
         self.interest.retain(|(_, id), _| *id != file);

@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
 
 use super::stop::{Need, Stop};
 
 /// An event counter.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Event {
     pub(crate) count: u64,
     pub(crate) semaphore: bool,
@@ -56,6 +57,36 @@ pub(crate) struct Timer {
     interval: Duration,
     /// Counts settings, for edge-triggered epoll.
     pub(crate) settings: u64,
+}
+
+/// A timer in a stored image. Times are on the program's clocks, which go on from where they stood.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct TimerState {
+    clock: i32,
+    next: Option<Duration>,
+    interval: Duration,
+    settings: u64,
+}
+
+impl TimerState {
+    pub(super) fn of(timer: &Timer) -> Self {
+        let Timer { clock, shift_ns: _, next, interval, settings } = *timer;
+        Self { clock: clock as i32, next, interval, settings }
+    }
+
+    /// `None` where there is no such clock.
+    pub(super) fn restore(self) -> Option<Timer> {
+        const CLOCKS: [ClockId; 5] = [
+            ClockId::Realtime,
+            ClockId::Monotonic,
+            ClockId::Boottime,
+            ClockId::RealtimeAlarm,
+            ClockId::BoottimeAlarm,
+        ];
+        let clock = CLOCKS.into_iter().find(|clock| *clock as i32 == self.clock)?;
+        let Self { next, interval, settings, .. } = self;
+        Some(Timer { clock, shift_ns: 0, next, interval, settings })
+    }
 }
 
 /// A clock's present value for a program with this shift.

@@ -28,6 +28,7 @@ mod open;
 mod pipe;
 mod place;
 mod random;
+mod saved;
 mod session;
 mod socket;
 mod stop;
@@ -57,6 +58,7 @@ pub(crate) use descriptors::Status;
 pub(crate) use map::MapSource;
 pub(crate) use place::Place;
 pub(crate) use random::{fill_all as fill_random, uuid};
+pub(crate) use saved::{BadFiles, FilesState, Stamp, Unstorable};
 pub(crate) use session::Write;
 pub(crate) use socket::SocketKind;
 pub use stop::{Need, Stop};
@@ -161,6 +163,8 @@ pub struct Files {
     /// Something changed that another thread may wait for.
     changed: bool,
     saved: Option<checkpoint::Saved>,
+    /// Files of shares that were opened, while somebody wants to know.
+    opened: Option<saved::Opened>,
 }
 
 impl std::fmt::Debug for Files {
@@ -203,6 +207,7 @@ impl Files {
             clock_shift_ns: 0,
             changed: false,
             saved: None,
+            opened: None,
         };
         files.tree.pin(NodeId::ROOT);
         if let Some((target, path)) = &config.program {

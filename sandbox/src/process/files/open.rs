@@ -193,7 +193,11 @@ impl Files {
             Place::Shared(n, host) => {
                 let share = &self.mounts[*n].share;
                 let flags = OFlags::from_bits_retain(flags);
-                Object::Shared(Arc::new(share.open_seen(host, Links::Refuse, flags, 0, seen)?))
+                let file = share.open_seen(host, Links::Refuse, flags, 0, seen)?;
+                if let Some(opened) = &mut self.opened {
+                    opened.note(*n, host, file.attr_at_open());
+                }
+                Object::Shared(Arc::new(file))
             }
             Place::Live(live) => self.open_live(*live, flags)?,
             Place::Open(id) => return self.open_again(*id, flags),

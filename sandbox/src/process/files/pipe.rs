@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::stop::{Need, Stop};
 use super::transfer::{Sink, Source, put_all, take_vec};
@@ -15,7 +16,7 @@ pub(crate) const CAPACITY: usize = 64 << 10;
 const CAPACITY_MAX: usize = 1 << 20;
 
 /// Names a pipe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PipeId(pub(super) u32);
 
 impl PipeId {
@@ -25,14 +26,14 @@ impl PipeId {
 }
 
 /// Which end of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum End {
     Read,
     Write,
 }
 
 /// A queue of bytes between two ends.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Pipe {
     bytes: VecDeque<u8>,
     capacity: usize,
@@ -48,6 +49,12 @@ impl Pipe {
     /// A pipe with one open file at each end.
     pub(crate) fn new() -> Self {
         Self { bytes: VecDeque::new(), capacity: CAPACITY, readers: 1, writers: 1, written: 0, taken: 0 }
+    }
+
+    /// Whether one that was read from a stored image can be; `readers` and `writers` are the open files of its ends.
+    pub(super) fn is_possible(&self, readers: usize, writers: usize) -> bool {
+        let ends = (self.readers as usize, self.writers as usize) == (readers, writers);
+        ends && self.bytes.len() <= self.capacity && self.capacity <= CAPACITY_MAX
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::synth::{Live, Magic, Synth, task_texts};
 use super::table::{DirItem, FileId, Object};
@@ -30,7 +31,7 @@ pub(crate) enum Place {
 }
 
 /// See [`Place::Live`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum LivePlace {
     /// `/proc/self/fd/N`.
     Fd(i32),

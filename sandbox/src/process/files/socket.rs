@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::pipe::{pop, push};
 use super::stop::{Need, Stop};
@@ -14,7 +15,7 @@ const CAPACITY: usize = 208 << 10;
 const MESSAGES: usize = 256;
 
 /// One end of a pair.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SocketEnd {
     pub(super) pair: u32,
     /// 0 or 1.
@@ -28,7 +29,7 @@ impl SocketEnd {
 }
 
 /// The socket's type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum SocketKind {
     Stream,
     Datagram,
@@ -47,7 +48,7 @@ impl SocketKind {
 }
 
 /// What waits in one direction.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Queue {
     bytes: VecDeque<u8>,
     /// Lengths of the messages in `bytes`, unless it is a stream.
@@ -57,7 +58,7 @@ struct Queue {
 }
 
 /// A pair.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Pair {
     pub(crate) kind: SocketKind,
     /// `queues[n]` is read by side n.
@@ -81,6 +82,17 @@ pub(crate) struct SocketState {
 }
 
 impl Pair {
+    /// Whether one that was read from a stored image can be, which has open files at the sides in `open`.
+    pub(super) fn is_possible(&self, open: [bool; 2]) -> bool {
+        let whole = |queue: &Queue| {
+            let sum = queue.messages.iter().try_fold(0_usize, |sum, len| sum.checked_add(*len));
+            queue.bytes.len() <= CAPACITY
+                && queue.messages.len() <= MESSAGES
+                && (self.kind == SocketKind::Stream || sum == Some(queue.bytes.len()))
+        };
+        self.open == open && self.queues.iter().all(whole)
+    }
+
     pub(crate) fn new(kind: SocketKind) -> Self {
         Self {
             kind,

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::Place;
 use super::epoll::Epoll;
@@ -19,11 +20,18 @@ use super::tree::NodeId;
 use crate::share::{Anchor, OpenFile};
 
 /// Names an open file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct FileId(u32);
 
+impl FileId {
+    /// Its place in the table.
+    pub(super) fn number(self) -> u32 {
+        self.0
+    }
+}
+
 /// The standard streams of the invocation contract.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stream {
     /// The request.
     Input,
@@ -60,7 +68,7 @@ pub(crate) enum Object {
 }
 
 /// One entry of an open directory's listing.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct DirItem {
     pub(crate) name: Vec<u8>,
     pub(crate) ino: u64,
@@ -109,11 +117,14 @@ impl Description {
 }
 
 /// One descriptor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fd {
     pub(crate) file: FileId,
     pub(crate) cloexec: bool,
 }
+
+/// Most descriptors of a stored image: Linux's `fs.nr_open`.
+const MOST: usize = 1 << 20;
 
 /// All of them.
 #[derive(Clone, Debug)]
@@ -129,6 +140,26 @@ pub(crate) struct Table {
 impl Table {
     pub(crate) fn new(limit: u32) -> Self {
         Self { fds: Vec::new(), files: Vec::new(), limit: limit as usize, file_bytes: u64::MAX }
+    }
+
+    /// The descriptors and the open files, by number.
+    pub(super) fn parts(&self) -> (&[Option<Fd>], &[Option<Description>]) {
+        (&self.fds, &self.files)
+    }
+
+    /// Of such parts; `None` where they cannot be. A descriptor leads to an open file, and every open file has one.
+    pub(super) fn from_parts(
+        fds: Vec<Option<Fd>>,
+        mut files: Vec<Option<Description>>,
+        limit: u32,
+        file_bytes: u64,
+    ) -> Option<Self> {
+        for fd in fds.iter().flatten() {
+            files.get_mut(fd.file.0 as usize)?.as_mut()?.refs += 1;
+        }
+        let named = files.iter().flatten().all(|file| file.refs > 0);
+        let few = fds.len() <= MOST && limit as usize <= MOST;
+        (named && few).then_some(Self { fds, files, limit: limit as usize, file_bytes })
     }
 
     pub(crate) fn limit(&self) -> u32 {

@@ -10,6 +10,7 @@
 //! Everything but memory and files is plain data, copied at every start and reset. What must not be the same in two
 //! sandboxes is made new each time: the bytes of `AT_RANDOM`, the clocks, the boot id.
 
+mod stored;
 mod take;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -17,6 +18,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 use super::calls::credentials::Credentials;
 use super::calls::limits::ResourceLimits;
@@ -38,7 +40,7 @@ use crate::kvm::sys::Region;
 pub(super) use take::{Refused, prepare};
 
 /// What a program wrote before it waited for its input: the beginning of every reply and log.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Prologue {
     pub(super) output: Vec<u8>,
     pub(super) log: Vec<u8>,

@@ -16,7 +16,7 @@ use crate::process::run::{Ended, Machine, RunError};
 use crate::process::setup::Setup;
 
 /// Most bytes that a program may write before it reads: they are kept with the image.
-const LONGEST_PROLOGUE: usize = 64 << 10;
+pub(super) const LONGEST_PROLOGUE: usize = 64 << 10;
 /// A program that has not come to its input after this time is started in full each time.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -88,6 +88,7 @@ pub(in crate::process) fn prepare(setup: &Setup, timeout: Duration) -> Result<Im
         tell.store(true, Ordering::SeqCst);
         to_stop.cancel();
     })));
+    process.files.watch_shares();
     let mut machine = Machine::new(process, control.clone())?;
     let ended = machine.run_to_input(Instant::now() + timeout.min(PATIENCE))?;
     if changed.load(Ordering::SeqCst) {

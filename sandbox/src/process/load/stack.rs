@@ -5,6 +5,9 @@
 //! ```
 //! Source: x86-64 psABI §3.4.1, "Initial Stack and Register State"; getauxval(3).
 
+use novum_snapshot::State;
+use serde::{Deserialize, Serialize};
+
 /// One `auxv` value that is not an address of this stack.
 pub(crate) type Aux = (u64, u64);
 
@@ -22,7 +25,7 @@ pub(crate) struct Contents<'a> {
 }
 
 /// The finished bytes and where they go.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Stack {
     /// The first byte's address and the initial stack pointer, a multiple of 16.
     pub(crate) pointer: u64,
@@ -35,6 +38,11 @@ pub(crate) struct Stack {
     pub(crate) env: (u64, u64),
     /// Where the auxiliary vector stands, and its length in bytes.
     pub(crate) auxv: (u64, u64),
+}
+
+impl State for Stack {
+    const KIND: &'static str = "process-stack";
+    const VERSION: u32 = 1;
 }
 
 const PLATFORM: &[u8] = b"x86_64\0";

@@ -5,11 +5,11 @@
 //! added as it is used, each as large as all before it up to a limit: few slots, and little kernel memory for small
 //! programs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rustix::io::Errno;
 
-use crate::kvm::layout::{FIRST_GRANULES, GRANULE, SYSTEM_SIZE};
+use crate::kvm::layout::{FIRST_GRANULES, GRANULE, LARGE_PAGE, SYSTEM_SIZE, USER_END};
 
 const LARGEST_SLOT: u64 = 1 << 30;
 
@@ -71,6 +71,34 @@ impl Extents {
         let rest = Slot { gpa: first.len, len: self.covered - first.len };
         let fresh = [first, rest].into_iter().filter(|slot| slot.len > 0).collect();
         Self { fresh, ..self.clone() }
+    }
+
+    /// The granules with the memory behind, what is given away, and what slots cover.
+    pub(super) fn parts(&self) -> (&BTreeMap<u64, u64>, u64, u64) {
+        (&self.granules, self.next, self.covered)
+    }
+
+    /// Of such parts, in a region of `limit` bytes; `None` where they cannot be.
+    pub(super) fn from_parts(
+        granules: BTreeMap<u64, u64>,
+        next: u64,
+        covered: u64,
+        limit: u64,
+    ) -> Option<Self> {
+        let whole = |gpa: u64| gpa >= SYSTEM_SIZE && (gpa - SYSTEM_SIZE).is_multiple_of(GRANULE);
+        let good = |(gva, gpa): (&u64, &u64)| {
+            gva.is_multiple_of(GRANULE) && *gva < USER_END && whole(*gpa) && *gpa < next
+        };
+        let places: BTreeSet<u64> = granules.values().copied().collect();
+        let fits = first_slot().len <= covered && next <= covered && covered <= limit;
+        let fits = fits && whole(next) && covered.is_multiple_of(LARGE_PAGE);
+        (fits && places.len() == granules.len() && granules.iter().all(good)).then(|| Self {
+            granules,
+            next,
+            limit,
+            covered,
+            fresh: Vec::new(),
+        })
     }
 
     /// The VM has the first slot already.

@@ -14,6 +14,7 @@ mod extents;
 mod image;
 mod place;
 mod renew;
+mod saved;
 pub(crate) mod tables;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use crate::kvm::entry;
 use crate::kvm::layout::{
@@ -39,6 +41,7 @@ pub(crate) use extents::{Run, Slot, first_slot};
 pub(crate) use image::{MemoryImage, Unfit};
 pub(crate) use place::{At, Request};
 pub(crate) use renew::Renewed;
+pub(crate) use saved::{BackFile, BadMemory, MemoryState};
 pub(crate) use user::{Access, Buffer, MAX_TRANSFER};
 pub(crate) use vma::{FilePart, MappedFile, Prot};
 pub(crate) use working_set::WorkingSet;
@@ -48,7 +51,7 @@ use tables::{Rights, Tables};
 use vma::VmaMap;
 
 /// Where the parts of a program lie; random for each deployment, the same for all its sandboxes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Placement {
     /// Where a position-independent program is loaded.
     pub(crate) pie: u64,
@@ -89,7 +92,7 @@ pub(crate) struct Frame {
 }
 
 /// The heap that `brk` moves.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Heap {
     /// Its first address.
     pub(crate) start: u64,

@@ -11,8 +11,10 @@
 //!
 //! Source: Intel SDM vol. 3A §4.5, tables 4-15 to 4-20.
 
+use std::collections::BTreeSet;
+
 use super::vma::PAGE;
-use crate::kvm::layout::{LARGE_PAGE, TABLES_GPA};
+use crate::kvm::layout::{LARGE_PAGE, SYSTEM_SIZE, TABLES_GPA};
 use crate::kvm::sys::{Backing, Protection, Region};
 
 const PRESENT: u64 = 1;
@@ -94,6 +96,45 @@ impl Tables {
     /// Bytes of tables.
     pub(super) fn bytes(&self) -> u64 {
         self.rooms().map(|(start, used, _)| used - start).sum()
+    }
+
+    /// Where the next one goes, the end of that room, and all rooms.
+    pub(super) fn parts(&self) -> (u64, u64, &[(u64, u64)]) {
+        (self.next, self.end, &self.rooms)
+    }
+
+    /// Of such parts; `None` where they cannot be.
+    pub(super) fn from_parts(next: u64, end: u64, rooms: Vec<(u64, u64)>) -> Option<Self> {
+        let (first, last) = (rooms.first()?, rooms.last()?);
+        let pages = |&(start, end): &(u64, u64)| {
+            start < end && start.is_multiple_of(PAGE) && end.is_multiple_of(PAGE)
+        };
+        let good = *first == (TABLES_GPA, SYSTEM_SIZE) && rooms.iter().all(pages);
+        let good = good && last.1 == end && (last.0..=end).contains(&next) && next.is_multiple_of(PAGE);
+        (good && next > TABLES_GPA).then_some(Self { next, end, stale: false, rooms })
+    }
+
+    /// Whether every table that can be reached lies in a room. `word` reads guest-physical memory.
+    pub(super) fn are_closed(&self, mut word: impl FnMut(u64) -> Option<u64>) -> bool {
+        let mut seen = BTreeSet::new();
+        let mut level = vec![TABLES_GPA];
+        for _ in 0..3 {
+            let mut below = Vec::new();
+            for at in level.iter().flat_map(|table| (0..ENTRIES).map(move |i| table + i * 8)) {
+                let Some(entry) = word(at) else { return false };
+                if entry & PRESENT == 0 || entry & LARGE != 0 {
+                    continue;
+                }
+                let table = entry & ADDRESS;
+                let is_table = self.rooms().any(|(start, used, _)| (start..used).contains(&table));
+                if !is_table || !seen.insert(table) {
+                    return false;
+                }
+                below.push(table);
+            }
+            level = below;
+        }
+        true
     }
 
     /// Whether a present entry was changed since the last question.

@@ -6,11 +6,13 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 /// A page.
 pub(crate) const PAGE: u64 = 4096;
 
 /// What the program may do with a page.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Prot {
     /// Loads.
     pub(crate) read: bool,

@@ -10,11 +10,23 @@ mod interrupt;
 
 use std::collections::VecDeque;
 
+use novum_snapshot::State;
+use serde::{Deserialize, Serialize};
+
 pub(crate) use deliver::Delivery;
 
 /// A signal's number, 1 to 64.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "u8")]
 pub(crate) struct Signal(u8);
+
+impl TryFrom<u8> for Signal {
+    type Error = &'static str;
+
+    fn try_from(number: u8) -> Result<Self, Self::Error> {
+        Self::new(number.into()).ok_or("signals have the numbers 1 to 64")
+    }
+}
 
 impl Signal {
     pub(crate) const ILL: Self = Self(4);
@@ -72,7 +84,7 @@ pub(crate) enum Fate {
 }
 
 /// A `sigset_t` of the kernel: bit n-1 is signal n.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SigSet(pub(crate) u64);
 
 impl SigSet {
@@ -99,7 +111,7 @@ impl SigSet {
 }
 
 /// The part of `siginfo_t` that depends on the cause.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Detail {
     /// An exception at or about this address.
     Fault { address: u64 },
@@ -112,7 +124,7 @@ pub(crate) enum Detail {
 }
 
 /// `siginfo_t`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Info {
     pub(crate) signal: Signal,
     /// `si_code`.
@@ -155,7 +167,7 @@ impl Info {
 }
 
 /// Signals that wait. A standard signal waits once, a real-time one as often as it was sent, up to a limit.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Pending {
     queue: VecDeque<Info>,
 }
@@ -215,7 +227,7 @@ pub(crate) const SA_NODEFER: u64 = 0x4000_0000;
 pub(crate) const SA_RESETHAND: u64 = 0x8000_0000;
 
 /// `struct kernel_sigaction`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Action {
     pub(crate) handler: u64,
     pub(crate) flags: u64,
@@ -246,8 +258,23 @@ impl Action {
 }
 
 /// What the program wants done, for every signal.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(into = "Vec<Action>", try_from = "Vec<Action>")]
 pub(crate) struct Actions([Action; 64]);
+
+impl From<Actions> for Vec<Action> {
+    fn from(actions: Actions) -> Self {
+        actions.0.into()
+    }
+}
+
+impl TryFrom<Vec<Action>> for Actions {
+    type Error = &'static str;
+
+    fn try_from(list: Vec<Action>) -> Result<Self, Self::Error> {
+        list.try_into().map(Self).map_err(|_| "there are 64 signals")
+    }
+}
 
 impl Default for Actions {
     fn default() -> Self {
@@ -275,7 +302,7 @@ impl Actions {
 }
 
 /// `stack_t`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct AltStack {
     pub(crate) pointer: u64,
     pub(crate) flags: u32,
@@ -305,13 +332,25 @@ impl Default for AltStack {
 }
 
 /// A thread's part.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct ThreadSignals {
     pub(crate) blocked: SigSet,
     /// The mask to go back to after the next delivery: set by `rt_sigsuspend`, `ppoll` and their like.
     pub(crate) saved: Option<SigSet>,
     pub(crate) stack: AltStack,
     pub(crate) pending: Pending,
+}
+
+/// What is kept of the whole program's signals in a stored image.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SignalState {
+    pub(crate) actions: Actions,
+    pub(crate) pending: Pending,
+}
+
+impl State for SignalState {
+    const KIND: &'static str = "process-signals";
+    const VERSION: u32 = 1;
 }
 
 #[cfg(test)]

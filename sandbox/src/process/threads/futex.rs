@@ -6,10 +6,13 @@
 
 use std::collections::VecDeque;
 
+use novum_snapshot::State;
+use serde::{Deserialize, Serialize};
+
 /// `FUTEX_BITSET_MATCH_ANY`.
 pub(crate) const ANY: u32 = u32::MAX;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Waiter {
     thread: u32,
     address: u64,
@@ -17,9 +20,14 @@ struct Waiter {
 }
 
 /// The queues, oldest waiter first.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Futexes {
     waiters: VecDeque<Waiter>,
+}
+
+impl State for Futexes {
+    const KIND: &'static str = "process-futexes";
+    const VERSION: u32 = 1;
 }
 
 impl Futexes {

@@ -8,9 +8,11 @@ pub(crate) mod vdso;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use novum_snapshot::State;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
 
 use super::Process;
 use super::memory::{AddressSpace, At, FilePart, MappedFile, Prot, Request};
@@ -32,7 +34,7 @@ pub(crate) struct Time {
 }
 
 /// The clocks of a program at one moment.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Moment {
     pub(crate) monotonic: Duration,
     pub(crate) cpu: Duration,
@@ -41,12 +43,25 @@ pub(crate) struct Moment {
     pub(crate) sequence: u32,
 }
 
+impl Moment {
+    /// Whether any clock could have got there.
+    pub(crate) fn is_possible(&self) -> bool {
+        const LONGEST: Duration = Duration::from_secs(1 << 32);
+        [self.monotonic, self.cpu, self.uptime].iter().all(|time| *time < LONGEST)
+    }
+}
+
+impl State for Moment {
+    const KIND: &'static str = "process-clock";
+    const VERSION: u32 = 1;
+}
+
 fn host_cpu_time() -> Duration {
     let now = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(now.tv_sec.max(0) as u64, now.tv_nsec as u32)
 }
 
-fn memory_file(name: &str, bytes: &[u8]) -> Result<MappedFile, Errno> {
+pub(crate) fn memory_file(name: &str, bytes: &[u8]) -> Result<MappedFile, Errno> {
     let fd = memfd_create(name, MemfdFlags::CLOEXEC)?;
     rustix::fs::ftruncate(&fd, vdso::PAGE_BYTES as u64)?;
     rustix::io::pwrite(&fd, bytes, 0)?;
@@ -54,7 +69,7 @@ fn memory_file(name: &str, bytes: &[u8]) -> Result<MappedFile, Errno> {
 }
 
 /// The second page: the same file for every sandbox of this process.
-fn object() -> Result<Arc<MappedFile>, Errno> {
+pub(crate) fn object() -> Result<Arc<MappedFile>, Errno> {
     static OBJECT: OnceLock<Arc<MappedFile>> = OnceLock::new();
     if let Some(object) = OBJECT.get() {
         return Ok(object.clone());

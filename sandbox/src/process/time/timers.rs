@@ -7,10 +7,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use novum_snapshot::State;
+use serde::{Deserialize, Serialize};
+
 use super::super::signal::{Detail, Info, SI_KERNEL, SI_TIMER, Signal};
 
 /// Which time a timer counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Base {
     /// CLOCK_REALTIME.
     Wall,
@@ -39,7 +42,7 @@ impl Now {
 }
 
 /// When a timer goes off.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Setting {
     /// On the timer's base; `None`: disarmed.
     pub(crate) at: Option<Duration>,
@@ -48,7 +51,7 @@ pub(crate) struct Setting {
 }
 
 /// What a POSIX timer does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Notify {
     /// `SIGEV_NONE`.
     Nothing,
@@ -56,7 +59,7 @@ pub(crate) enum Notify {
     Signal { signal: Signal, value: u64, thread: Option<u32> },
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Timer {
     base: Base,
     setting: Setting,
@@ -79,7 +82,7 @@ pub(crate) struct Expiry {
 pub(crate) struct Refused;
 
 /// All timers of a program.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Timers {
     /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF.
     interval: [Timer; 3],
@@ -92,6 +95,11 @@ pub(crate) struct Timers {
 const MOST: usize = 1024;
 /// DELAYTIMER_MAX.
 const MOST_OVERRUNS: u128 = i32::MAX as u128;
+
+impl State for Timers {
+    const KIND: &'static str = "process-timers";
+    const VERSION: u32 = 1;
+}
 
 impl Default for Timers {
     fn default() -> Self {

@@ -52,7 +52,7 @@ impl Warm {
     }
 }
 
-async fn ask(sandbox: &mut Box<dyn Sandbox>, input: &[u8]) -> Reply {
+pub(crate) async fn ask(sandbox: &mut Box<dyn Sandbox>, input: &[u8]) -> Reply {
     let reply = sandbox.invoke(call(input, &[], SOON)).await.unwrap();
     sandbox.reset().await.unwrap();
     reply

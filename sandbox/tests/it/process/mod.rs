@@ -6,6 +6,7 @@ mod hostile;
 mod images;
 mod programs;
 mod static_programs;
+mod stored;
 mod table;
 mod unique;
 
@@ -22,6 +23,7 @@ use novum_sandbox::{
     Artifact, ArtifactFormat, Engine, Error, Function, Image, Input, Invocation, LogSink, Manifest, Output,
     Reply, Share,
 };
+use novum_snapshot::Store;
 
 /// Keeps the log.
 #[derive(Default)]
@@ -112,13 +114,18 @@ impl Run {
     }
 
     async fn prepare(&self, program: &Path) -> Result<Arc<dyn Image>, Error> {
+        self.prepare_with(program, None).await
+    }
+
+    /// As a gateway with this store does.
+    async fn prepare_with(&self, program: &Path, snapshots: Option<Store>) -> Result<Arc<dyn Image>, Error> {
         let cache = std::env::temp_dir();
         let config = EngineConfig {
             kernels: cache.clone(),
             cache,
             max_sandboxes: 10,
             max_memory_bytes: 8 << 30,
-            snapshots: None,
+            snapshots,
         };
         let engine = ProcessEngine::new(&config)?;
         let mut manifest = self.manifest.clone();

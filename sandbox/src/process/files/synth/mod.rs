@@ -10,6 +10,8 @@ mod system;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::tree::{Body, Dir, Node, NodeId, Tree};
 
 /// What generated files tell about the running process. The process engine's core implements it.
@@ -95,7 +97,7 @@ pub(crate) enum Synth {
 }
 
 /// The character devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Device {
     Null,
     Zero,

@@ -12,7 +12,7 @@ use crate::process::files::transfer::{Sink, Source, put_all};
 use crate::share::Links;
 
 /// Private files up to this length are kept as plain bytes, without a host descriptor.
-const SMALL_BYTES: u64 = 64 << 10;
+pub(super) const SMALL_BYTES: u64 = 64 << 10;
 const PAGE_BYTES: u64 = 4096;
 
 /// A file's host descriptor, for `mmap`.
@@ -71,7 +71,7 @@ impl Tree {
     }
 
     /// The host's file of a node that still is as on the host.
-    fn host_file(&mut self, id: NodeId) -> Result<Arc<OwnedFd>, Errno> {
+    pub(super) fn host_file(&mut self, id: NodeId) -> Result<Arc<OwnedFd>, Errno> {
         if let Some(fd) = &self.cell(id).host {
             return Ok(fd.clone());
         }
@@ -322,7 +322,7 @@ fn empty_memfd() -> Result<OwnedFd, Errno> {
     memfd_create(c"novum-file", MemfdFlags::CLOEXEC)
 }
 
-fn new_memfd(bytes: &[u8]) -> Result<Arc<OwnedFd>, Errno> {
+pub(super) fn new_memfd(bytes: &[u8]) -> Result<Arc<OwnedFd>, Errno> {
     let fd = empty_memfd()?;
     host::write_all(&fd, bytes)?;
     Ok(Arc::new(fd))

@@ -18,6 +18,7 @@
 mod change;
 mod data;
 mod node;
+mod saved;
 mod undo;
 
 use std::collections::BTreeMap;
@@ -31,6 +32,7 @@ use crate::share::{Links, Share};
 
 pub(crate) use data::Mapping;
 pub(crate) use node::{Body, Content, Dir, Node, NodeId, Slot, TREE_DEV};
+pub(crate) use saved::{BadTree, TreeState};
 
 /// What a private node costs, besides its bytes: its place in memory and its name.
 const NODE_BYTES: u64 = 1024;

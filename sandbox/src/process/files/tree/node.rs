@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::fs::FileType;
+use serde::{Deserialize, Serialize};
 
 use crate::process::files::host::now;
 use crate::process::files::synth::Synth;
@@ -15,7 +16,7 @@ pub(crate) const TREE_DEV: u64 = 0x1e;
 const BLOCK_BYTES: u64 = 4096;
 
 /// Names a node. Numbers are reused after a node is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct NodeId(pub(super) u32);
 
 impl NodeId {
