@@ -107,7 +107,7 @@ pub(in crate::process) enum NotLoaded {
 
 /// What has been noted about the calls that were made.
 #[derive(Debug, Serialize, Deserialize)]
-struct Trace {
+pub(super) struct Trace {
     recent: Vec<Call>,
     unserved: BTreeMap<u64, u64>,
     nice: i32,
@@ -254,7 +254,7 @@ impl Image {
 }
 
 /// Opens what was mapped.
-fn open(files: &mut Files, file: &BackFile) -> Result<Arc<MappedFile>, NotLoaded> {
+pub(super) fn open(files: &mut Files, file: &BackFile) -> Result<Arc<MappedFile>, NotLoaded> {
     match file {
         BackFile::Vdso => time::object().map_err(NotLoaded::Make),
         BackFile::Clocks => time::memory_file("[vvar]", &[]).map(Arc::new).map_err(NotLoaded::Make),

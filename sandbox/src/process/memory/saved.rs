@@ -421,3 +421,18 @@ fn picture(snapshot: &Snapshot) -> std::io::Result<Picture> {
     let len = rustix::fs::fstat(&file)?.st_size as u64;
     Picture::of_snapshot(file, len)
 }
+
+#[cfg(test)]
+impl MemoryState {
+    /// Gives a snapshot the memory that this expects, all zero.
+    pub(crate) fn write_zeroes(&self, writer: &mut Writer) {
+        let pictured = self.plan.iter().filter(|piece| matches!(piece.source, SourceState::Picture));
+        let zeroes: Vec<(u64, Vec<u8>)> =
+            pictured.map(|piece| (piece.gpa, vec![0; piece.len.min(4 << 20) as usize])).collect();
+        let regions = zeroes
+            .iter()
+            .map(|(gpa, bytes)| Region { whole: true, ..Region::new(*gpa, Bytes::Slice(bytes)) });
+        // What cannot be written is missed at the load.
+        let _ = writer.memory(&regions.collect::<Vec<_>>(), &Layout::default());
+    }
+}

@@ -18,6 +18,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifndef BIG
+#define BIG 300000
+#endif
+
 static volatile sig_atomic_t caught;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t go = PTHREAD_COND_INITIALIZER;
@@ -58,9 +62,9 @@ int main(int argc, char **argv) {
     write(file, "0123456789", 10);
     lseek(file, 4, SEEK_SET);
     int big = open("/tmp/big", O_RDWR | O_CREAT, 0600);
-    ftruncate(big, 300000);
-    pwrite(big, "end", 3, 299997);
-    char *mapped = mmap(0, 300000, PROT_READ | PROT_WRITE, MAP_PRIVATE, big, 0);
+    ftruncate(big, BIG);
+    pwrite(big, "end", 3, BIG - 3);
+    char *mapped = mmap(0, BIG, PROT_READ | PROT_WRITE, MAP_PRIVATE, big, 0);
     mapped[0] = 'm';
     unlink("/tmp/big");
     symlink("small", "/tmp/d/link");
@@ -107,8 +111,8 @@ int main(int argc, char **argv) {
     read(link, text, 20);
     printf("link %s\n", text);
     memset(text, 0, sizeof text);
-    pread(big, text, 3, 299997);
-    printf("big %s mapped %c%c\n", text, mapped[0], mapped[299999]);
+    pread(big, text, 3, BIG - 3);
+    printf("big %s mapped %c%c\n", text, mapped[0], mapped[BIG - 1]);
     memset(text, 0, sizeof text);
     if (share >= 0) read(share, text, 20);
     printf("share %s\n", text);

@@ -58,6 +58,8 @@ enum BodyState {
     Lower(Vec<u8>),
     Program,
     Private(Vec<u8>),
+    /// Private too, large or mapped.
+    Memory(Vec<u8>),
     Link(Vec<u8>),
     /// Generated, with its name.
     Synth(Vec<u8>),
@@ -222,7 +224,7 @@ impl NodeState {
             Body::File(Content::Memfd { fd, .. }) => {
                 let mut bytes = host::read_all(fd.clone(), size as usize)?;
                 bytes.resize(size as usize, 0);
-                BodyState::Private(bytes)
+                BodyState::Memory(bytes)
             }
             Body::Link(text) => BodyState::Link(text.to_vec()),
             Body::Synth(_) => BodyState::Synth(name.to_vec()),
@@ -239,7 +241,9 @@ impl NodeState {
         let kind = FileType::from_raw_mode(mode);
         let expected = match &body {
             BodyState::Dir { .. } => Some(FileType::Directory),
-            BodyState::Lower(_) | BodyState::Program | BodyState::Private(_) => Some(FileType::RegularFile),
+            BodyState::Lower(_) | BodyState::Program | BodyState::Private(_) | BodyState::Memory(_) => {
+                Some(FileType::RegularFile)
+            }
             BodyState::Link(_) => Some(FileType::Symlink),
             BodyState::Synth(_) | BodyState::Foreign => None,
         };
@@ -291,12 +295,13 @@ impl BodyState {
             },
             Self::Private(bytes) => {
                 demand(bytes.len() as u64 == size, "a file has another length than its content")?;
-                Body::File(if size <= SMALL_BYTES {
-                    Content::Bytes(Arc::new(bytes))
-                } else {
-                    // Before the checkpoint that follows: copied before it is written.
-                    Content::Memfd { fd: new_memfd(&bytes)?, epoch: 0 }
-                })
+                demand(size <= SMALL_BYTES, "a small file is large")?;
+                Body::File(Content::Bytes(Arc::new(bytes)))
+            }
+            Self::Memory(bytes) => {
+                demand(bytes.len() as u64 == size, "a file has another length than its content")?;
+                // Before the checkpoint that follows: copied before it is written.
+                Body::File(Content::Memfd { fd: new_memfd(&bytes)?, epoch: 0 })
             }
             Self::Link(text) => Body::Link(text.into()),
             Self::Synth(name) => match planted {

@@ -1,5 +1,7 @@
 //! A reset leads back to the image: byte for byte.
 
+mod stored;
+
 use std::fmt::Write;
 use std::hash::{DefaultHasher, Hasher};
 use std::time::Duration;
@@ -59,6 +61,11 @@ fn image(test: &str, source: &str) -> Option<Arc<Image>> {
 }
 
 fn image_of(program: &std::path::Path, args: &[&str], shares: &[&str]) -> Arc<Image> {
+    let setup = setup_of(program, args, shares);
+    Arc::new(prepare(&setup, Duration::from_secs(20)).unwrap())
+}
+
+fn setup_of(program: &std::path::Path, args: &[&str], shares: &[&str]) -> Setup {
     let mut manifest = Manifest::new("restless".parse().unwrap());
     manifest.memory_bytes = 256 << 20;
     manifest.args = args.iter().map(|&arg| arg.to_owned()).collect();
@@ -66,8 +73,7 @@ fn image_of(program: &std::path::Path, args: &[&str], shares: &[&str]) -> Arc<Im
     manifest.shares = shares.iter().map(share).collect();
     let digest = novum_snapshot::Digest::of(b"not looked at");
     let artifact = Artifact { format: ArtifactFormat::File, digest, path: program.to_owned() };
-    let setup = Setup::new(&Function { version: 1, manifest, artifact }).unwrap();
-    Arc::new(prepare(&setup, Duration::from_secs(20)).unwrap())
+    Setup::new(&Function { version: 1, manifest, artifact }).unwrap()
 }
 
 /// Everything that a program could find out about its state, but for clocks and the bytes of `AT_RANDOM`.
