@@ -44,13 +44,15 @@ struct NodeState {
     body: BodyState,
 }
 
+/// `None`: the host's entry of that name is gone. The flag: the host has that name too.
+type Child = Option<(NodeId, bool)>;
+
 #[derive(Debug, Serialize, Deserialize)]
 enum BodyState {
     Dir {
         parent: NodeId,
         name: Vec<u8>,
-        /// `None`: the host's entry of that name is gone. The flag: the host has that name too.
-        children: Vec<(Vec<u8>, Option<(NodeId, bool)>)>,
+        children: Vec<(Vec<u8>, Child)>,
         lower: Option<Vec<u8>>,
         mount: Option<usize>,
         fixed: bool,
@@ -274,7 +276,7 @@ impl BodyState {
         let planted = planted.map(|cell| &cell.node.body);
         Ok(match self {
             Self::Dir { parent, name, children, lower, mount, fixed } => {
-                let slot = |child: Option<(NodeId, bool)>| match child {
+                let slot = |child: Child| match child {
                     Some((id, hides)) => Slot::Node { id, hides },
                     None => Slot::Whiteout,
                 };
@@ -313,7 +315,7 @@ impl BodyState {
     }
 }
 
-fn child(slot: &Slot) -> Option<(NodeId, bool)> {
+fn child(slot: &Slot) -> Child {
     match slot {
         Slot::Node { id, hides } => Some((*id, *hides)),
         Slot::Whiteout => None,
