@@ -14,4 +14,6 @@ pub(crate) mod serial;
 pub mod vsock;
 
 #[cfg(test)]
+mod pause_tests;
+#[cfg(test)]
 mod tests;

@@ -125,7 +125,11 @@ impl Transport {
             self.queues = self.device.pause();
             self.interrupt.set_stopping(false);
             if self.queues.len() != self.kicks.len() {
-                // Its thread is gone, and the rings with it.
+                // Its thread is gone, and the rings with it: a bug, which a test must see.
+                assert!(
+                    !cfg!(any(test, feature = "fuzzing")) || std::thread::panicking(),
+                    "a device has died"
+                );
                 self.queues = new_queues(self.device.queue_sizes());
                 self.started = false;
                 self.status |= NEEDS_RESET;

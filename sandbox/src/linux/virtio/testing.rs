@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use novum_snapshot::{Host, Snapshot, State, Store, Writer};
 use proptest::prelude::*;
@@ -26,6 +27,9 @@ const AVAILABLE: u64 = 0x4000;
 const USED: u64 = 0x8000;
 /// Where buffers are.
 const BUFFERS: u64 = 0x40_0000;
+/// Descriptors and bytes of a request's slot.
+pub(crate) const SLOT_DESCRIPTORS: u16 = 8;
+const SLOT_BYTES: u64 = 0x4000;
 /// Descriptor flags.
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -247,10 +251,21 @@ impl Driver {
 
     /// Goes on with `device` in the place of the one that was saved, behind new registers.
     pub(crate) fn restore(&mut self, device: Box<dyn VirtioDevice>, saved: &Saved) -> Result<(), StateError> {
+        self.restore_with(device, saved, || ())
+    }
+
+    /// The same, with something to be done before it goes on.
+    pub(crate) fn restore_with(
+        &mut self,
+        device: Box<dyn VirtioDevice>,
+        saved: &Saved,
+        before: impl FnOnce(),
+    ) -> Result<(), StateError> {
         let copies = self.kicks.iter().map(|kick| kick.try_clone().unwrap()).collect();
         let line = Interrupt::new(self.interrupt.try_clone().unwrap());
         self.transport = Transport::new(device, self.memory.clone(), line, copies);
         self.transport.restore(OWNER, &saved.snapshot)?;
+        before();
         self.transport.resume().map_err(StateError::host(OWNER, "starting"))
     }
 
@@ -274,25 +289,42 @@ impl Driver {
 
     /// Makes a request without waiting; returns where the device may write.
     pub(crate) fn offer(&mut self, queue: usize, pieces: &[Piece]) -> Vec<(GuestAddress, usize)> {
+        self.offer_in(queue, 0, pieces)
+    }
+
+    /// How many requests a queue can have at a time.
+    pub(crate) fn slots(&self, queue: usize) -> u16 {
+        self.sizes[queue] / SLOT_DESCRIPTORS
+    }
+
+    /// Makes a request of at most [`SLOT_DESCRIPTORS`] pieces in a slot that is free; its head is `slot` times as much.
+    pub(crate) fn offer_in(
+        &mut self,
+        queue: usize,
+        slot: u16,
+        pieces: &[Piece],
+    ) -> Vec<(GuestAddress, usize)> {
         let ring = RINGS + queue as u64 * RING_BYTES;
-        let (mut free, mut places) = (BUFFERS + queue as u64 * 0x10_0000, Vec::new());
-        for (index, piece) in pieces.iter().enumerate() {
-            let last = if index + 1 < pieces.len() { NEXT } else { 0 };
+        let head = slot * SLOT_DESCRIPTORS;
+        let (mut free, mut places) =
+            (BUFFERS + queue as u64 * 0x10_0000 + u64::from(slot) * SLOT_BYTES, Vec::new());
+        for (index, piece) in (head..).zip(pieces) {
+            let last = if usize::from(index - head) + 1 < pieces.len() { NEXT } else { 0 };
             let at = free;
             let (address, length, flags, next) = match piece {
                 Piece::Out(bytes) => {
                     self.memory.write_slice(bytes, GuestAddress(at)).unwrap();
-                    (at, bytes.len() as u32, last, index as u16 + 1)
+                    (at, bytes.len() as u32, last, index + 1)
                 }
                 Piece::In(length) => {
                     self.memory.write_slice(&vec![0; *length], GuestAddress(at)).unwrap();
                     places.push((GuestAddress(at), *length));
-                    (at, *length as u32, last | WRITE, index as u16 + 1)
+                    (at, *length as u32, last | WRITE, index + 1)
                 }
                 Piece::Raw(address, length, flags, next) => (*address, *length, *flags, *next),
             };
             free += u64::from(if matches!(piece, Piece::Raw(..)) { 0 } else { length }).next_multiple_of(16);
-            let descriptor = ring + index as u64 * 16;
+            let descriptor = ring + u64::from(index) * 16;
             self.memory.write_obj(address, GuestAddress(descriptor)).unwrap();
             self.memory.write_obj(length, GuestAddress(descriptor + 8)).unwrap();
             self.memory.write_obj(flags, GuestAddress(descriptor + 12)).unwrap();
@@ -300,21 +332,57 @@ impl Driver {
         }
         let (made, _) = &mut self.counts[queue];
         let slot = u64::from(*made % self.sizes[queue]);
-        self.memory.write_obj(0u16, GuestAddress(ring + AVAILABLE + 4 + slot * 2)).unwrap();
+        self.memory.write_obj(head, GuestAddress(ring + AVAILABLE + 4 + slot * 2)).unwrap();
         *made = made.wrapping_add(1);
         self.memory.write_obj(*made, GuestAddress(ring + AVAILABLE + 2)).unwrap();
         self.kicks[queue].write(1).unwrap();
         places
     }
 
+    /// The slots whose requests were used since the last look, with how many bytes the device wrote; without waiting.
+    pub(crate) fn used(&mut self, queue: usize) -> Vec<(u16, u32)> {
+        let ring = RINGS + queue as u64 * RING_BYTES;
+        let mut slots = Vec::new();
+        loop {
+            let index: u16 = self.memory.read_obj(GuestAddress(ring + USED + 2)).unwrap();
+            self.want_interrupt(queue);
+            let seen = &mut self.counts[queue].1;
+            if *seen == index && self.memory.read_obj::<u16>(GuestAddress(ring + USED + 2)).unwrap() == index
+            {
+                break;
+            }
+            while *seen != index {
+                let entry = ring + USED + 4 + u64::from(*seen % self.sizes[queue]) * 8;
+                let head: u32 = self.memory.read_obj(GuestAddress(entry)).unwrap();
+                let written = self.memory.read_obj(GuestAddress(entry + 4)).unwrap();
+                slots.push((head as u16 / SLOT_DESCRIPTORS, written));
+                *seen = seen.wrapping_add(1);
+            }
+        }
+        slots
+    }
+
+    /// With EVENT_IDX: the device shall interrupt when the next entry is used.
+    fn want_interrupt(&self, queue: usize) {
+        let event = RINGS + queue as u64 * RING_BYTES + AVAILABLE + 4 + u64::from(self.sizes[queue]) * 2;
+        self.memory.write_obj(self.counts[queue].1, GuestAddress(event)).unwrap();
+        fence(Ordering::SeqCst);
+    }
+
+    /// Waits until the device interrupts.
+    pub(crate) fn wait(&self) {
+        let mut fds = [PollFd::from_borrowed_fd(borrow_eventfd(&self.interrupt), PollFlags::IN)];
+        assert_ne!(poll(&mut fds, Some(&PATIENCE)).unwrap(), 0, "the device does not answer");
+        let _ = self.interrupt.read();
+    }
+
     /// Waits for the next used entry of `queue`; returns how many bytes the device wrote.
     pub(crate) fn answer(&mut self, queue: usize) -> u32 {
         let used = RINGS + queue as u64 * RING_BYTES + USED;
         let seen = self.counts[queue].1;
+        self.want_interrupt(queue);
         while self.memory.read_obj::<u16>(GuestAddress(used + 2)).unwrap() == seen {
-            let mut fds = [PollFd::from_borrowed_fd(borrow_eventfd(&self.interrupt), PollFlags::IN)];
-            assert_ne!(poll(&mut fds, Some(&PATIENCE)).unwrap(), 0, "the device does not answer");
-            let _ = self.interrupt.read();
+            self.wait();
         }
         self.counts[queue].1 = seen.wrapping_add(1);
         let slot = u64::from(seen % self.sizes[queue]);
