@@ -12,6 +12,8 @@ mod devices;
 pub mod end;
 mod engine;
 pub mod error;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub mod guest;
 pub mod layout;
 pub mod machine;
@@ -22,8 +24,6 @@ mod sys;
 mod vcpu;
 mod virtio;
 
-#[cfg(feature = "fuzzing")]
-pub(crate) use devices::p9::driver::serve as serve_p9;
 pub use devices::{balloon, block, console, net, vsock};
 pub use end::End;
 pub use engine::{DEFAULT_PATH, LinuxEngine};

@@ -60,11 +60,14 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..40)
 }
 
+/// Where the pieces of an answer will be.
+type Places = Vec<(GuestAddress, usize)>;
+
 /// A driver that keeps several requests in flight.
 struct Traffic {
     driver: Driver,
     /// For each queue: free slots, and for each slot where its answer will be.
-    queues: Vec<(VecDeque<u16>, Vec<Vec<(GuestAddress, usize)>>)>,
+    queues: Vec<(VecDeque<u16>, Vec<Places>)>,
     asked: u32,
 }
 
@@ -317,7 +320,7 @@ impl Subject for Talk {
         self.stream = now(self.listener.accept());
     }
     fn request(&mut self, number: u32) -> (usize, Vec<Piece>) {
-        if number % 3 == 0 && self.buffers < 4 {
+        if number.is_multiple_of(3) && self.buffers < 4 {
             self.buffers += 1;
             return (0, vec![Piece::In(44), Piece::In(8)]);
         }

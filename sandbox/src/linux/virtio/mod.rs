@@ -8,6 +8,8 @@
 //! A device gets its rings when the driver is ready and gives them back when it is paused, so that reset, save and
 //! resume are one path. Everything in a ring and in a register is the guest's word: hostile until checked.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod driver;
 pub(crate) mod mmio;
 pub(crate) mod ring;
 pub(crate) mod state;

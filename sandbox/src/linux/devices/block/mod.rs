@@ -7,6 +7,8 @@
 //! Source: VIRTIO 1.2 §5.2.
 
 mod disk;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod driver;
 mod request;
 mod state;
 #[cfg(test)]

@@ -209,4 +209,9 @@ proptest! {
         file.as_file().read_exact_at(&mut byte, DISK - 1).unwrap();
         prop_assert_eq!(ask(&mut driver, 4, 0, &[], 0).0, 0);
     }
+
+    #[test]
+    fn no_requests_panic_or_change_what_they_must_not(bytes in proptest::collection::vec(any::<u8>(), 0..1000)) {
+        super::driver::serve(&bytes, tempfile::tempdir().unwrap().path());
+    }
 }

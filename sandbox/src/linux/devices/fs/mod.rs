@@ -12,6 +12,8 @@
 
 mod attr;
 mod content;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod driver;
 mod names;
 mod nodes;
 mod server;

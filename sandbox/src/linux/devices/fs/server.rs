@@ -31,10 +31,10 @@ const MAX_PAGES: u16 = (MAX_PAYLOAD >> 12) as u16;
 /// How a message is answered.
 pub(super) type Answer = Result<(), Errno>;
 /// Handles one kind of message.
-type Serve = fn(&mut Server, u64, &mut Decoder<'_>, &mut Encoder) -> Answer;
+pub(super) type Serve = fn(&mut Server, u64, &mut Decoder<'_>, &mut Encoder) -> Answer;
 
 /// Every message that is answered. Others are ENOSYS, which the guest's kernel remembers.
-const MESSAGES: &[(u32, Serve)] = &[
+pub(super) const MESSAGES: &[(u32, Serve)] = &[
     (1, Server::look_up),
     (3, Server::get_attr),
     (4, Server::set_attr),

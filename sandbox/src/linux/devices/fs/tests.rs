@@ -221,4 +221,9 @@ proptest! {
         }
         prop_assert!(folder.path().exists());
     }
+
+    #[test]
+    fn no_sequence_of_messages_panics_or_gets_out(bytes in proptest::collection::vec(any::<u8>(), 0..1000)) {
+        crate::linux::devices::fs::driver::serve(&bytes, tempfile::tempdir().unwrap().path());
+    }
 }

@@ -11,6 +11,8 @@
 //! what a guest can make the host keep is bounded (connections, bytes of each, answers that wait for a buffer).
 
 mod connection;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod driver;
 mod hub;
 mod packet;
 mod state;

@@ -1,7 +1,5 @@
 //! Packets in the rings: a header of 44 bytes and data, in one descriptor or two (VIRTIO 1.2 §5.10.6).
 
-use std::sync::Arc;
-
 use virtio_vsock::packet::{PKT_HEADER_SIZE, VsockPacket};
 use vm_memory::Bytes;
 
@@ -44,8 +42,8 @@ pub(super) struct Header {
 }
 
 /// A packet of the driver; `None` where it is broken.
-pub(super) fn read(memory: &Arc<Memory>, chain: &mut Chain) -> Option<(Header, Vec<u8>)> {
-    let packet = VsockPacket::from_tx_virtq_chain(&**memory, chain, MOST_DATA).ok()?;
+pub(super) fn read(memory: &Memory, chain: &mut Chain) -> Option<(Header, Vec<u8>)> {
+    let packet = VsockPacket::from_tx_virtq_chain(memory, chain, MOST_DATA).ok()?;
     let mut data = vec![0; packet.data_slice().map_or(0, vm_memory::VolatileSlice::len)];
     if let Some(slice) = packet.data_slice() {
         slice.read_slice(&mut data, 0).ok()?;
@@ -66,11 +64,11 @@ pub(super) fn read(memory: &Arc<Memory>, chain: &mut Chain) -> Option<(Header, V
 
 /// Fills a buffer of the driver with what `next` returns for its room; returns how many bytes were written.
 pub(super) fn write(
-    memory: &Arc<Memory>,
+    memory: &Memory,
     chain: &mut Chain,
     next: impl FnOnce(usize) -> Option<(Header, Vec<u8>)>,
 ) -> u32 {
-    let Ok(mut packet) = VsockPacket::from_rx_virtq_chain(&**memory, chain, u32::MAX) else { return 0 };
+    let Ok(mut packet) = VsockPacket::from_rx_virtq_chain(memory, chain, u32::MAX) else { return 0 };
     let room = packet.data_slice().map_or(0, vm_memory::VolatileSlice::len);
     let Some((header, data)) = next(room) else { return 0 };
     packet.set_src_cid(header.src_cid).set_dst_cid(header.dst_cid);

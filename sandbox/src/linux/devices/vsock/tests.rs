@@ -195,4 +195,9 @@ proptest! {
             prop_assert!(count < 100_000, "it sends for ever");
         }
     }
+
+    #[test]
+    fn no_packets_in_a_ring_panic_or_pile_up(bytes in proptest::collection::vec(any::<u8>(), 0..3000)) {
+        super::driver::serve(&bytes);
+    }
 }
