@@ -1,9 +1,11 @@
-//! Builds the agent: a cargo of its own, because the agent is linked statically and made small whatever the profile of
+//! Builds the agent and packs it: a cargo of its own, because the agent is linked statically and made small whatever the profile of
 //! this build is. It has a target directory of its own beside ours, so neither waits for the other's lock, and builds of
 //! several profiles share it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use novum_kernel::cpio::Cpio;
 
 /// What the outer cargo sets for this build and the inner one must decide by itself.
 const NOT_INHERITED: &[&str] = &[
@@ -41,7 +43,20 @@ fn main() {
     let status = cargo.status().expect("cargo can be started again");
     assert!(status.success(), "the agent does not build");
     let built = folder.join(target).join("agent/novum-agent");
-    std::fs::copy(&built, out.join("novum-agent")).expect("the agent was built");
+    let agent = std::fs::read(&built).expect("the agent was built");
+    std::fs::write(out.join("initramfs"), initramfs(&agent)).expect("cargo made the folder");
+}
+
+/// The archive, in whole pages; the kernel skips zeros behind it.
+fn initramfs(agent: &[u8]) -> Vec<u8> {
+    let mut cpio = Cpio::new();
+    for folder in ["dev", "proc", "sys"] {
+        cpio.folder(folder, 0o755);
+    }
+    cpio.device("dev/console", 0o600, 5, 1).file("init", 0o755, agent);
+    let mut archive = cpio.finish();
+    archive.resize(archive.len().next_multiple_of(4096), 0);
+    archive
 }
 
 fn variable(name: &str) -> String {

@@ -1,7 +1,8 @@
 //! The initramfs: archives one behind the other, at the end of the memory below the hole.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -9,6 +10,7 @@ use super::Initramfs;
 use crate::linux::error::Error;
 use crate::linux::layout::PAGE;
 use crate::linux::memory::{self, Memory};
+use crate::linux::sys;
 
 /// Where the initramfs is: (address, length).
 pub(super) type Place = Option<(u64, u64)>;
@@ -42,6 +44,7 @@ pub(super) fn load(
 fn length(archive: &Initramfs) -> Result<u64, Error> {
     match archive {
         Initramfs::Bytes(bytes) => Ok(bytes.len() as u64),
+        Initramfs::Program(bytes) => Ok(bytes.len() as u64),
         Initramfs::File(path) => match std::fs::metadata(path) {
             Ok(data) => Ok(data.size()),
             Err(source) => Err(Error::File { doing: "reading the initramfs", path: path.clone(), source }),
@@ -54,10 +57,15 @@ fn copy(memory: &Memory, at: u64, archive: &Initramfs, length: u64) -> Result<()
         doing,
         source: std::io::Error::other(error),
     };
+    let write = |bytes: &[u8]| {
+        memory.write_slice(bytes, GuestAddress(at)).map_err(|e| host("writing the initramfs", e))
+    };
     match archive {
-        Initramfs::Bytes(bytes) => {
-            memory.write_slice(bytes, GuestAddress(at)).map_err(|e| host("writing the initramfs", e))
-        }
+        Initramfs::Bytes(bytes) => write(bytes),
+        Initramfs::Program(bytes) => match map_own_file(memory, at, bytes) {
+            Some(()) => Ok(()),
+            None => write(bytes),
+        },
         Initramfs::File(path) => {
             let file = File::open(path);
             let mut file = file.map_err(|source| Error::File {
@@ -69,6 +77,35 @@ fn copy(memory: &Memory, at: u64, archive: &Initramfs, length: u64) -> Result<()
             result.map_err(|error| host("reading the initramfs", error))
         }
     }
+}
+
+/// Maps `bytes` of this program from its file; `None` where that cannot be.
+fn map_own_file(memory: &Memory, at: u64, bytes: &'static [u8]) -> Option<()> {
+    let address = bytes.as_ptr().addr() as u64;
+    let length = bytes.len() as u64;
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let offset = maps.lines().find_map(|line| file_offset(line, address, length))?;
+    if length == 0 || ![at, offset, length].iter().all(|value| value.is_multiple_of(PAGE)) {
+        return None;
+    }
+    let file = File::open("/proc/self/exe").ok()?;
+    // The mapping may be a library's, or the file's offset another than it says: then the bytes differ.
+    for page in [0, length - PAGE] {
+        let mut found = [0; PAGE as usize];
+        file.read_exact_at(&mut found, offset + page).ok()?;
+        (bytes[page as usize..][..PAGE as usize] == found).then_some(())?;
+    }
+    sys::map_file(memory, GuestAddress(at), file.as_fd(), offset, length).ok()?.then_some(())
+}
+
+/// Where in its file the mapping that `line` of /proc/PID/maps describes has `length` bytes at `address`.
+fn file_offset(line: &str, address: u64, length: u64) -> Option<u64> {
+    let mut words = line.split_whitespace();
+    let (start, end) = words.next()?.split_once('-')?;
+    let number = |text: &str| u64::from_str_radix(text, 16).ok();
+    let (start, end, offset) = (number(start)?, number(end)?, number(words.nth(1)?)?);
+    let inside = start <= address && address.checked_add(length)? <= end;
+    inside.then(|| address - start + offset)
 }
 
 #[cfg(test)]
@@ -88,6 +125,29 @@ mod tests {
         let mut read = [0; 1];
         memory.read_slice(&mut read, GuestAddress(at + 512 + 699)).unwrap();
         assert_eq!(read, [2]);
+    }
+
+    #[test]
+    fn the_programs_own_pages_are_mapped() {
+        let memory = memory::allocate(32 << 20).unwrap();
+        let archive = novum_agent_image::initramfs();
+        assert!(map_own_file(&memory, 16 << 20, archive).is_some());
+        let mut found = vec![0; archive.len()];
+        memory.read_slice(&mut found, GuestAddress(16 << 20)).unwrap();
+        assert!(found == archive);
+        assert!(
+            map_own_file(&memory, 16 << 20, Box::leak(vec![1; 4096].into_boxed_slice())).is_none(),
+            "no file"
+        );
+        assert!(map_own_file(&memory, 16 << 20, &archive[512..]).is_none(), "no whole pages");
+    }
+
+    #[test]
+    fn a_line_of_maps_tells_the_offset() {
+        let line = "55d0c8a00000-55d0c8c00000 r--p 00100000 00:1f 12345   /usr/bin/a program";
+        assert_eq!(file_offset(line, 0x55d0_c8a0_3000, 0x1000), Some(0x10_3000));
+        assert_eq!(file_offset(line, 0x55d0_c8bf_f000, 0x1001), None, "it ends earlier");
+        assert_eq!(file_offset("7fff-junk", 0, 0), None);
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub enum Initramfs {
     File(PathBuf),
     /// Made in memory.
     Bytes(bytes::Bytes),
+    /// Part of this program, whole pages of its file, which are mapped instead of copied where they can be found.
+    Program(&'static [u8]),
 }
 
 /// Which way into the kernel.

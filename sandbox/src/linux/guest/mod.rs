@@ -15,11 +15,9 @@ mod tests;
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
-use novum_kernel::cpio::Cpio;
 use novum_proto::guest::v1::{self, Setup, to_guest, to_host};
 use novum_proto::guest::{PORT, PROTOCOL};
 use parking_lot::Mutex;
@@ -391,7 +389,7 @@ fn machine(
         clock: Some(clock()),
         entropy: Some(entropy()?),
     };
-    let mut initramfs = vec![Initramfs::Bytes(agent())];
+    let mut initramfs = vec![Initramfs::Program(novum_agent_image::initramfs())];
     initramfs.extend(config.kernel.modules.clone().map(Initramfs::File));
     let boot = BootSource {
         kernel: config.kernel.image.clone(),
@@ -404,25 +402,15 @@ fn machine(
     Ok((MachineConfig { boot, memory_bytes, vcpus, pit: false, console, devices }, setup))
 }
 
-/// Little to say on the console (every byte is an exit), a panic that resets at once, nothing to look for that is not
-/// there; the kernel's code stays as it is in its file, although there may be only one processor (each page that is
-/// patched is a private copy), and a processor's variables are no 2 MiB that are cleared for 160 KiB.
+/// What every guest's kernel is told:
+/// - little to say on the console (every byte is an exit), a panic that resets at once;
+/// - nothing to look for that is not there;
+/// - memory that stays untouched, because each page that is touched first costs an exit, and a page of the kernel's file that
+///   is written a copy: no patching of lock prefixes for one processor (`noreplace-smp`), no 2 MiB for the variables of a
+///   processor, which are 160 KiB (`percpu_alloc`), no clearing of what lies between the parts of the kernel's image
+///   (`rodata=off`: its code can then be written by itself; the wall is the machine's) or of the initramfs.
 const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=k tsc=reliable no_timer_check i8042.nokbd pci=off \
-                            random.trust_cpu=on noreplace-smp percpu_alloc=page";
-
-/// The initramfs with the agent: the same for all guests.
-fn agent() -> Bytes {
-    static ARCHIVE: OnceLock<Bytes> = OnceLock::new();
-    let make = || {
-        let mut cpio = Cpio::new();
-        for folder in ["dev", "proc", "sys"] {
-            cpio.folder(folder, 0o755);
-        }
-        cpio.device("dev/console", 0o600, 5, 1).file("init", 0o755, novum_agent_image::AGENT);
-        Bytes::from(cpio.finish())
-    };
-    ARCHIVE.get_or_init(make).clone()
-}
+                            random.trust_cpu=on noreplace-smp percpu_alloc=page rodata=off retain_initrd";
 
 fn clock() -> v1::Clock {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
