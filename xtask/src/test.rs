@@ -44,6 +44,8 @@ const IN_THE_RIG: &[&[&str]] = &[
         "--test",
         "linux_boot",
         "--test",
+        "linux_device_state",
+        "--test",
         "linux_devices",
         "--test",
         "linux_engine",

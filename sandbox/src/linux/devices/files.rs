@@ -115,6 +115,9 @@ fn open_file(
     let flags = OFlags::from_bits_truncate(flags) & KEPT_FLAGS;
     let file = share.open(path, Links::Refuse, flags, 0).map_err(|error| error.to_string())?;
     which.check(file.id(), file.attr_at_open().btime)?;
+    if locks.0.len() > MOST_LOCKS {
+        return Err("it has more locks than a file can have".to_owned());
+    }
     for lock in locks.iter() {
         file.set_lock(lock).map_err(|error| format!("its locks are not to be had: {error}"))?;
     }
@@ -177,10 +180,14 @@ impl Locks {
     /// Before a lock is asked of the host.
     ///
     /// # Errors
-    /// `ENOLCK` where the guest has too many.
+    /// `ENOLCK` where the guest would have too many ranges; unlocking may divide one too.
     pub(super) fn has_room(&self, lock: Lock) -> Result<(), Errno> {
-        let more = lock.kind != LockKind::Unlock && self.0.len() >= MOST_LOCKS;
-        if more { Err(Errno::NOLCK) } else { Ok(()) }
+        if self.0.len() < MOST_LOCKS - 1 {
+            return Ok(());
+        }
+        let mut then = self.clone();
+        then.note(lock);
+        if then.0.len() > MOST_LOCKS { Err(Errno::NOLCK) } else { Ok(()) }
     }
 
     /// The host has set or removed `lock`.
@@ -241,6 +248,19 @@ mod tests {
             }
             prop_assert_eq!(seen, bytes);
         }
+    }
+
+    #[test]
+    fn a_guest_has_no_more_locks_than_a_bound_however_it_makes_them() {
+        let mut locks = Locks::default();
+        locks.note(Lock { kind: LockKind::Write, start: 0, length: 0 });
+        let holes = (0..i64::MAX).map(|at| Lock { kind: LockKind::Unlock, start: at * 2, length: 1 });
+        let made = holes.take_while(|hole| locks.has_room(*hole).inspect(|()| locks.note(*hole)).is_ok()).count();
+        assert_eq!((made, locks.0.len()), (MOST_LOCKS, MOST_LOCKS));
+        let all = Lock { kind: LockKind::Unlock, start: 0, length: 0 };
+        assert!(locks.has_room(all).is_ok());
+        locks.note(all);
+        assert!(locks.0.is_empty());
     }
 
     #[test]
