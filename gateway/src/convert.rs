@@ -78,6 +78,7 @@ pub fn manifest_from(message: proto::Manifest) -> Result<Manifest, Error> {
     if let Some(pool) = message.pool {
         manifest.pool = pool_from(pool)?;
     }
+    manifest.ready = message.ready;
     manifest.check().map_err(|e| Error::field(proto_field(&e.field), e.reason))?;
     Ok(manifest)
 }
@@ -174,6 +175,7 @@ pub fn manifest(manifest: &Manifest) -> proto::Manifest {
             queue: Some(queue),
             idle: Some(duration(idle)),
         }),
+        ready: manifest.ready.clone(),
     }
 }
 

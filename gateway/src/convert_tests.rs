@@ -17,10 +17,11 @@ fn defaults_are_filled_in() {
 #[test]
 fn a_manifest_survives_the_round_trip() {
     let message = proto::Manifest {
-        engine: proto::Engine::Wasm.into(),
         args: vec!["a".into()],
         env: [("A".into(), "1".into())].into(),
         allow_env: vec!["B".into()],
+        ready: Some("up".into()),
+        engine: proto::Engine::Process.into(),
         shares: vec![proto::SharedDirectory {
             source: "/srv".into(),
             target: "/data".into(),
@@ -52,6 +53,7 @@ fn each_bad_field_is_named_as_in_the_request() {
         ("manifest.timeout", proto::Manifest { timeout: Some(prost_types::Duration::default()), ..good() }),
         ("manifest.args[0]", proto::Manifest { args: vec!["\0".into()], ..good() }),
         ("manifest.env.A=B", proto::Manifest { env: [("A=B".into(), String::new())].into(), ..good() }),
+        ("manifest.ready", proto::Manifest { ready: Some("a\nb".into()), ..good() }),
         ("manifest.allow_env", proto::Manifest { allow_env: vec![String::new()], ..good() }),
         ("manifest.shares[0].source", proto::Manifest { shares: vec![share("x", "/x")], ..good() }),
         ("manifest.shares[0].target", proto::Manifest { shares: vec![share("/x", "x")], ..good() }),
@@ -130,13 +132,14 @@ prop_compose! {
         timeout in any_duration(),
         shares in proptest::collection::vec((".*", ".*", any::<Option<bool>>()), 0..4),
         pool in any_pool(),
+        ready in any::<Option<String>>(),
     ) -> proto::Manifest {
         let shares = shares.into_iter().map(|(source, target, read_only)| {
             proto::SharedDirectory { source, target, read_only }
         }).collect();
         let engine = if engine % 2 == 0 { engine % 5 } else { engine };
         proto::Manifest {
-            name, engine, entry, args, env, allow_env, memory_bytes, timeout, output_bytes, shares, pool,
+            name, engine, entry, args, env, allow_env, memory_bytes, timeout, output_bytes, shares, pool, ready,
         }
     }
 }

@@ -135,7 +135,12 @@ impl Core {
             head
         });
         let head = stored.await?;
-        let chosen = self.engines.choose(manifest.engine, &head);
+        let chosen = self.engines.choose(manifest.engine, &head).and_then(|(engine, made)| {
+            // With `auto` the manifest alone could not tell.
+            let chosen = Manifest { engine: engine.into(), ..manifest.clone() };
+            chosen.check().map_err(|e| Error::field(crate::convert::proto_field(&e.field), e.reason))?;
+            Ok((engine, made))
+        });
         let (engine, _) = match chosen {
             Ok(chosen) => chosen,
             Err(error) => {

@@ -39,6 +39,7 @@ fn manifest(manifest: &Manifest) -> Value {
         "timeout_ms": millis(manifest.timeout),
         "output_bytes": manifest.output_bytes,
         "shares": shares,
+        "ready": manifest.ready,
         "pool": {
             "min": manifest.pool.min,
             "max": manifest.pool.max,

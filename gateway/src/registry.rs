@@ -17,7 +17,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
 /// The layout this program reads and writes.
-pub const SCHEMA: u8 = 1;
+pub const SCHEMA: u8 = 2;
 
 const META: TableDefinition<'_, &str, u32> = TableDefinition::new("meta");
 const VERSIONS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("versions");
@@ -123,8 +123,8 @@ impl Registry {
                 Some(found) if found > u32::from(SCHEMA) => {
                     return Err(RegistryError::Newer { path: path.to_owned(), found });
                 }
-                Some(_) => {}
-                None => drop(meta.insert("schema", u32::from(SCHEMA)).map_err(failed("opening it"))?),
+                Some(found) if found == u32::from(SCHEMA) => {}
+                _ => drop(meta.insert("schema", u32::from(SCHEMA)).map_err(failed("opening it"))?),
             }
             write.open_table(VERSIONS).map_err(failed("opening it"))?;
         }
@@ -195,8 +195,67 @@ fn encode(record: &Record) -> Vec<u8> {
 fn decode(bytes: &[u8]) -> Result<Record, String> {
     match bytes.split_first() {
         Some((&SCHEMA, rest)) => postcard::from_bytes(rest).map_err(|e| e.to_string()),
+        Some((&1, rest)) => {
+            postcard::from_bytes::<v1::Record>(rest).map(Into::into).map_err(|e| e.to_string())
+        }
         Some((schema, _)) => Err(format!("it has layout {schema}, this program knows {SCHEMA}")),
         None => Err("it is empty".to_owned()),
+    }
+}
+
+/// Records as novum 0.1 first wrote them: manifests without `ready`.
+mod v1 {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::time::Duration;
+
+    use novum_sandbox::{ArtifactFormat, EngineChoice, EngineKind, FunctionName, Pool, Share};
+    use novum_snapshot::Digest;
+    use serde::Deserialize;
+
+    #[derive(Deserialize)]
+    struct Manifest {
+        name: FunctionName,
+        engine: EngineChoice,
+        entry: String,
+        args: Vec<String>,
+        env: BTreeMap<String, String>,
+        allow_env: BTreeSet<String>,
+        memory_bytes: u64,
+        timeout: Duration,
+        output_bytes: u64,
+        shares: Vec<Share>,
+        pool: Pool,
+    }
+
+    #[derive(Deserialize)]
+    pub(super) struct Record {
+        version: u64,
+        manifest: Manifest,
+        engine: EngineKind,
+        format: ArtifactFormat,
+        digest: Digest,
+        size_bytes: u64,
+        deployed_at_ms: u64,
+    }
+
+    impl From<Record> for super::Record {
+        fn from(old: Record) -> Self {
+            let Record { version, manifest, engine, format, digest, size_bytes, deployed_at_ms } = old;
+            let manifest = super::Manifest {
+                engine: manifest.engine,
+                entry: manifest.entry,
+                args: manifest.args,
+                env: manifest.env,
+                allow_env: manifest.allow_env,
+                memory_bytes: manifest.memory_bytes,
+                timeout: manifest.timeout,
+                output_bytes: manifest.output_bytes,
+                shares: manifest.shares,
+                pool: manifest.pool,
+                ..super::Manifest::new(manifest.name)
+            };
+            Self { version, manifest, engine, format, digest, size_bytes, deployed_at_ms }
+        }
     }
 }
 
@@ -222,6 +281,7 @@ mod tests {
                 output_bytes: 1000,
                 shares: vec![Share { source: "/srv".into(), target: "/data".into(), read_only: true }],
                 pool: Pool { min: 1, max: 2, queue: 3, idle: Duration::from_secs(4) },
+                ready: Some("Up".into()),
                 ..Manifest::new(name.parse().unwrap())
             },
             engine: EngineKind::Wasm,
@@ -236,7 +296,7 @@ mod tests {
     fn the_encoding_is_the_golden_one() {
         // When this changes, raise SCHEMA and keep reading the old layout.
         let golden = concat!(
-            "01",
+            "02",
             "01",
             "046563686f",
             "00",
@@ -250,12 +310,30 @@ mod tests {
             "01042f737276052f6461746101",
             "010203",
             "0400",
+            "01025570",
             "00",
             "00",
         );
         let digest = Digest::of(b"artifact").to_string();
         assert_eq!(hex(&encode(&record("echo", 1))), format!("{golden}{digest}0880d095ffbc31"));
         assert_eq!(decode(&encode(&record("echo", 1))), Ok(record("echo", 1)));
+    }
+
+    #[test]
+    fn records_of_the_first_layout_are_read() {
+        let digest = Digest::of(b"artifact").to_string();
+        let old = format!(
+            "0101046563686f000862696e2f6563686f01022d6e010141013101014280808020\
+             0280cab5ee01e80701042f737276052f646174610101020304000000{digest}0880d095ffbc31"
+        );
+        let old: Vec<u8> = old
+            .as_bytes()
+            .chunks(2)
+            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+            .collect();
+        let mut record = record("echo", 1);
+        record.manifest.ready = None;
+        assert_eq!(decode(&old), Ok(record));
     }
 
     fn hex(bytes: &[u8]) -> String {
@@ -297,7 +375,7 @@ mod tests {
     #[test]
     fn damaged_records_are_refused() {
         assert!(decode(&[]).is_err());
-        assert!(decode(&[2]).is_err());
+        assert!(decode(&[2]).is_err() && decode(&[3]).is_err());
         let whole = encode(&record("echo", 1));
         for cut in 1..whole.len() {
             assert!(decode(&whole[..cut]).is_err(), "{cut}");

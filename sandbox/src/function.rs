@@ -210,6 +210,9 @@ pub struct Manifest {
     pub shares: Vec<Share>,
     /// Pool sizes.
     pub pool: Pool,
+    /// The line on standard error at which the image of a program is taken; `None`: at its first wait for input. Only the
+    /// process engine.
+    pub ready: Option<String>,
 }
 
 /// A manifest's field has an impossible value.
@@ -246,6 +249,7 @@ impl Manifest {
             output_bytes: 4 << 20,
             shares: Vec::new(),
             pool: Pool::default(),
+            ready: None,
         }
     }
 
@@ -269,6 +273,16 @@ impl Manifest {
         }
         self.check_pool()?;
         self.check_strings()?;
+        if let Some(ready) = &self.ready {
+            check_ready(ready).map_err(|reason| FieldError { field: "ready".into(), reason })?;
+            let other = self.engine.kind().filter(|kind| *kind != EngineKind::Process);
+            if let Some(engine) = other {
+                return refuse(
+                    "ready",
+                    format!("is for the process engine; the {engine} engine has no use for it"),
+                );
+            }
+        }
         for (i, share) in self.shares.iter().enumerate() {
             check_share(i, share)?;
             if self.shares[..i].iter().any(|other| other.target == share.target) {
@@ -320,6 +334,17 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// Refuses what cannot be a line.
+fn check_ready(line: &str) -> Result<(), String> {
+    const LONGEST: usize = 200;
+    if line.is_empty() || line.len() > LONGEST || line.contains(['\n', '\r', '\0']) {
+        return Err(format!(
+            "must be one line of 1 to {LONGEST} bytes without its end, which the program writes to standard error"
+        ));
+    }
+    Ok(())
 }
 
 /// Refuses what cannot stand in an environment.
@@ -414,11 +439,14 @@ mod tests {
     #[test]
     fn impossible_values_name_their_field() {
         type Spoil = fn(&mut Manifest);
-        let cases: [(&str, Spoil); 9] = [
+        let cases: [(&str, Spoil); 12] = [
             ("memory", |m| m.memory_bytes = 1),
             ("timeout", |m| m.timeout = Duration::ZERO),
             ("output", |m| m.output_bytes = 0),
             ("pool.max", |m| m.pool.max = 0),
+            ("ready", |m| m.ready = Some(String::new())),
+            ("ready", |m| m.ready = Some("two\nlines".into())),
+            ("ready", |m| (m.ready, m.engine) = (Some("up".into()), EngineChoice::Wasm)),
             ("pool.min", |m| m.pool.min = 65),
             ("args[0]", |m| m.args.push("a\0b".into())),
             ("env.A=B", |m| drop(m.env.insert("A=B".into(), String::new()))),

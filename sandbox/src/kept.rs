@@ -3,6 +3,8 @@
 //! A deployed version's image is named by the reference `ENGINE.FUNCTION.vVERSION`. The reference keeps it; who
 //! removes the version removes the reference ([`release`]).
 
+use std::time::SystemTime;
+
 use novum_snapshot::{Digest, RefName, State, Store, StoreError};
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +23,8 @@ pub struct Origin {
     pub artifact: Digest,
     /// The version of the novum that made it.
     pub novum: String,
+    /// When, in milliseconds since 1970.
+    pub made_at_ms: u64,
     /// Everything that the image depends on, in one number: another key means another image.
     pub key: Digest,
 }
@@ -40,6 +44,7 @@ impl Origin {
             version: function.version,
             artifact: function.artifact.digest,
             novum: env!("CARGO_PKG_VERSION").to_owned(),
+            made_at_ms: SystemTime::UNIX_EPOCH.elapsed().map_or(0, |passed| passed.as_millis() as u64),
             key,
         }
     }

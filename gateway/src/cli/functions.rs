@@ -117,6 +117,7 @@ fn show(function: &v1::Function) -> Result<(), Error> {
         ("timeout", format_duration(duration(m.timeout.as_ref()))),
         ("output", format_size(m.output_bytes.unwrap_or(0))),
         ("allow_env", m.allow_env.join(" ")),
+        ("ready", m.ready.clone().unwrap_or_default()),
         (
             "artifact",
             format!("{}, sha256 {}", format_size(function.artifact_bytes), function.artifact_sha256),
@@ -165,6 +166,7 @@ pub(super) fn function_json(function: &v1::Function) -> Value {
         "args": m.args,
         "env": m.env,
         "allow_env": m.allow_env,
+        "ready": m.ready,
         "memory_bytes": m.memory_bytes,
         "timeout_s": seconds(m.timeout.as_ref()),
         "output_bytes": m.output_bytes,

@@ -2,24 +2,26 @@
 
 use std::fmt::Display;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use novum_sandbox::kept::Origin;
 use novum_snapshot::collect::Prune;
-use novum_snapshot::{Digest, OpenError, Snapshot, Store, inspect};
+use novum_snapshot::inspect::{self, Inspection};
+use novum_snapshot::{Digest, OpenError, Snapshot, Store};
 use serde::Serialize;
 use serde_json::json;
 
 use super::Global;
 use super::error::{Error, exit};
 use super::output::{self, GREEN, RED, styled};
-use crate::units::{parse_duration, parse_size};
+use crate::units::{format_duration, parse_duration, parse_size};
 
 /// List, examine, check and remove snapshots on this machine
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   novum snapshot ls
-  novum snapshot inspect process.hello
+  novum snapshot inspect process.hello.v1
   novum snapshot verify
   novum snapshot rm 4f1c09
   novum snapshot prune --unused-for 24h --max-size 2GiB
@@ -76,7 +78,7 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<u8, Error> {
     let store = args.open()?;
     match &args.action {
         Action::Ls => print(global, &inspect::list(&store)?),
-        Action::Inspect { snapshot } => print(global, &inspect::inspect(&store, &store.find(snapshot)?)?),
+        Action::Inspect { snapshot } => print(global, &Inspected::of(&store, &store.find(snapshot)?)?),
         Action::Verify { snapshots } => verify(global, &store, snapshots),
         Action::Rm { snapshots } => {
             for snapshot in snapshots {
@@ -89,6 +91,38 @@ pub(super) fn run(global: &Global, args: &Args) -> Result<u8, Error> {
             let unused_for = if everything { Some(Duration::ZERO) } else { *unused_for };
             print(global, &store.prune(&Prune { unused_for, max_bytes: *max_size })?)
         }
+    }
+}
+
+/// A snapshot in detail, and of what it is an image, where it says so.
+#[derive(Serialize)]
+struct Inspected {
+    origin: Option<Origin>,
+    #[serde(flatten)]
+    snapshot: Inspection,
+}
+
+impl Inspected {
+    fn of(store: &Store, digest: &Digest) -> Result<Self, OpenError> {
+        let snapshot = inspect::inspect(store, digest)?;
+        let origin = Snapshot::open(store, digest)?.take("").ok();
+        Ok(Self { origin, snapshot })
+    }
+}
+
+impl Display for Inspected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(origin) = &self.origin {
+            let Origin { engine, function, version, artifact, novum, made_at_ms, key: _ } = origin;
+            let age = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+            let age = age.saturating_sub(Duration::from_millis(*made_at_ms));
+            writeln!(f, "function    {function}, version {version}, {engine} engine")?;
+            writeln!(f, "artifact    {artifact}")?;
+            let age = format_duration(Duration::from_secs(age.as_secs()));
+            // Files may come from elsewhere: nothing in them may steer a terminal.
+            writeln!(f, "made        {age} ago by novum {}", novum.escape_debug())?;
+        }
+        self.snapshot.fmt(f)
     }
 }
 

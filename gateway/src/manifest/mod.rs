@@ -148,6 +148,10 @@ const ROOT_KEYS: &[Key<Draft>] = &[
     Key { name: "timeout", set: |d, f| put(&mut d.manifest.timeout, f.duration()) },
     Key { name: "output", set: |d, f| put(&mut d.manifest.output_bytes, f.size()) },
     Key { name: "share", set: shares },
+    Key {
+        name: "ready",
+        set: |d, f| put(&mut d.manifest.ready, f.string().map(|line| Some(line.to_owned()))),
+    },
     Key { name: "pool", set: |d, f| fill(f.source, "pool.", f.table()?, POOL_KEYS, &mut d.manifest.pool) },
 ];
 

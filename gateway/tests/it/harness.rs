@@ -81,6 +81,11 @@ impl Gateway {
 
     /// With this data directory, which a former gateway may have left.
     pub(crate) fn start_in(dir: &Arc<TempDir>, args: &[&str]) -> Self {
+        Self::start_with(dir, args, Stdio::inherit())
+    }
+
+    /// The same; what it logs goes to `log`.
+    pub(crate) fn start_with(dir: &Arc<TempDir>, args: &[&str], log: impl Into<Stdio>) -> Self {
         let port_file = dir.path().join("port");
         let _ = std::fs::remove_file(&port_file);
         let mut child = command(dir.path(), args)
@@ -88,6 +93,7 @@ impl Gateway {
             .arg(&port_file)
             .args(["--listen", "127.0.0.1:0"])
             .stdout(Stdio::null())
+            .stderr(log)
             .spawn()
             .unwrap();
         let began = Instant::now();

@@ -10,6 +10,7 @@ mod dev;
 mod examples;
 mod failures;
 mod harness;
+mod kept;
 mod lifecycle;
 mod logs;
 mod manifest;

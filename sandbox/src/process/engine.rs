@@ -146,6 +146,9 @@ fn template(setup: Setup, timeout: Duration, kept: Option<Kept>) -> Result<Templ
             Ok(Template { setup, image: Some(Arc::new(image)) })
         }
         Err(Refused::Load(error)) => Err(error),
+        Err(error @ Refused::NotReady { .. }) => {
+            Err(Error::Manifest { field: "ready".into(), reason: error.to_string() })
+        }
         Err(Refused::Run(error)) => Err(Error::host("run the program to its input", error)),
         Err(reason) => {
             if let Some(kept) = &kept {

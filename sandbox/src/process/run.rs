@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -46,6 +47,8 @@ pub(crate) struct Machine {
     deadline: Instant,
     /// Stop where the program waits for standard input.
     to_input: bool,
+    /// Stop at the end of the call in which this came true.
+    marker: Option<Arc<AtomicBool>>,
     counts: Counts,
 }
 
@@ -80,6 +83,7 @@ impl Machine {
             strikes: Instant::now(),
             deadline: Instant::now(),
             to_input: false,
+            marker: None,
             counts: Counts::default(),
         };
         machine.attach();
@@ -119,6 +123,34 @@ impl Machine {
         let ended = self.run(deadline);
         self.to_input = false;
         ended
+    }
+
+    /// As [`Self::run`], but only to the end of the call in which `seen` comes true, and a visit is paid by who sets it.
+    pub(super) fn run_to_marker(
+        &mut self,
+        deadline: Instant,
+        seen: Arc<AtomicBool>,
+    ) -> Result<Ended, RunError> {
+        self.marker = Some(seen);
+        let ended = self.run(deadline);
+        self.marker = None;
+        ended
+    }
+
+    /// Stops after the marker: `Some(None)` where the CPU is still on its way back from the call.
+    fn stop_at_marker(&mut self) -> Result<Option<Option<Ended>>, RunError> {
+        const SOON: Duration = Duration::from_micros(50);
+        if !self.marker.as_ref().is_some_and(|seen| seen.load(Ordering::SeqCst)) {
+            return Ok(None);
+        }
+        if !self.shell.vcpu.is_in_program() {
+            self.shell.timer.arm(SOON, SOON).map_err(RunError::host("start the timer"))?;
+            return Ok(Some(None));
+        }
+        let regs = self.shell.vcpu.regs();
+        self.process.threads.queue_current();
+        self.leave_cpu(regs)?;
+        Ok(Some(Some(Ended::Marked)))
     }
 
     /// Gives the program away, complete with what only the vCPU held, and ends the VM.
@@ -512,6 +544,9 @@ impl Machine {
     fn interrupted(&mut self, deadline: Instant) -> Result<Option<Ended>, RunError> {
         self.shell.kick.clear();
         self.control.attend(&mut self.process);
+        if let Some(ended) = self.stop_at_marker()? {
+            return Ok(ended);
+        }
         if let Some(ended) = self.stop(deadline) {
             return Ok(Some(ended));
         }

@@ -296,7 +296,9 @@ fn conclude(
         Ended::Deadline => return Err(Error::Deadline { after: run }),
         Ended::Cancelled => return Err(Error::Cancelled),
         Ended::MemoryLimit => return Err(Error::MemoryLimit { limit_bytes }),
-        Ended::WantsInput => return Err(Error::host("run the program", "it stopped at its input")),
+        Ended::WantsInput | Ended::Marked => {
+            return Err(Error::host("run the program", "it stopped at its input"));
+        }
     };
     let timings = Timings { resumed, run, first_byte: collected.first_byte };
     Ok(Reply { exit, output: Bytes::from(collected.bytes), timings })

@@ -26,6 +26,8 @@ pub(super) struct Setup {
     args: Vec<Vec<u8>>,
     env: Vec<(String, String)>,
     pub(super) memory_bytes: u64,
+    /// The line on standard error at which the image is taken; `None`: at the first wait for input.
+    pub(super) ready: Option<String>,
     files: FilesConfig,
     artifact: Digest,
     placement: Placement,
@@ -66,6 +68,7 @@ impl Setup {
             args,
             env: manifest.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
             memory_bytes: manifest.memory_bytes,
+            ready: manifest.ready.clone(),
             files,
             artifact: function.artifact.digest,
             live: Live::default(),
@@ -78,7 +81,7 @@ impl Setup {
         let shares: Vec<_> = self.files.shares.iter().map(|s| (&s.source, &s.target, s.read_only)).collect();
         let function = (&self.artifact, self.files.root.is_some(), &self.program, &self.args, &self.env);
         let guest = (crate::kvm::entry::system_pages(), super::time::vdso::build().unwrap_or_default());
-        let all = (env!("CARGO_PKG_VERSION"), function, self.memory_bytes, shares, guest);
+        let all = (env!("CARGO_PKG_VERSION"), function, self.memory_bytes, &self.ready, shares, guest);
         // Into memory, of types that only hold what postcard knows: cannot fail.
         Digest::of(&postcard::to_stdvec(&all).unwrap_or_default())
     }

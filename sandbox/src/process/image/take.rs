@@ -1,4 +1,4 @@
-//! Running a program to its first wait for input, and keeping it there.
+//! Running a program to its first wait for input, or to the line that its manifest names, and keeping it there.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -26,6 +26,14 @@ pub(in crate::process) enum Refused {
     /// It never waited for input.
     #[error("the program ends, fails or works on without waiting for standard input")]
     NoInput,
+    /// It never said that it is ready.
+    #[error("the program has not written the line {marker:?} to standard error within {within:?}")]
+    NotReady {
+        /// The manifest's `ready`.
+        marker: String,
+        /// How long it ran.
+        within: Duration,
+    },
     /// What it does cannot be undone.
     #[error("the program changes a shared directory before it reads standard input")]
     Change,
@@ -47,6 +55,25 @@ pub(in crate::process) enum Refused {
 struct Recorder {
     prologue: Arc<Mutex<Prologue>>,
     control: Arc<Control>,
+    marker: Option<Marker>,
+}
+
+/// The line on standard error by which a program says that it is ready.
+struct Marker {
+    line: Vec<u8>,
+    seen: Arc<AtomicBool>,
+}
+
+impl Marker {
+    /// Whether one of the lines that end in the last `new` bytes of `log` is the marker.
+    fn ends_in(&self, log: &[u8], new: usize) -> bool {
+        let mut ends = (log.len() - new..log.len()).filter(|&at| log[at] == b'\n');
+        ends.any(|end| {
+            let start = log[..end].iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+            let line = log[start..end].strip_suffix(b"\r").unwrap_or(&log[start..end]);
+            line == self.line
+        })
+    }
 }
 
 impl Console for Recorder {
@@ -66,6 +93,14 @@ impl Console for Recorder {
             return ConsoleWrite::Closed;
         }
         kept.extend_from_slice(bytes);
+        if let Some(marker) = &self.marker
+            && stream == Stream::Log
+            && marker.ends_in(kept, bytes.len())
+        {
+            marker.seen.store(true, Ordering::SeqCst);
+            // Leaves the guest as soon as this call is over.
+            self.control.visit(Box::new(|_| ()));
+        }
         ConsoleWrite::Taken(bytes.len())
     }
 
@@ -74,13 +109,15 @@ impl Console for Recorder {
     }
 }
 
-/// Runs `setup`'s program to its first wait for input, on the calling thread, for at most `timeout`.
+/// Runs `setup`'s program to where its image is taken, on the calling thread, for at most `timeout`.
 pub(in crate::process) fn prepare(setup: &Setup, timeout: Duration) -> Result<Image, Refused> {
     let program = setup.load().map_err(Refused::Load)?;
     let mut process = setup.begin(program, &[]).map_err(Refused::Load)?;
     let control = Control::new().map_err(RunError::host("create an event descriptor"))?;
     let prologue = Arc::new(Mutex::new(Prologue::default()));
-    let recorder = Recorder { prologue: prologue.clone(), control: control.clone() };
+    let seen = Arc::new(AtomicBool::new(false));
+    let marker = setup.ready.as_ref().map(|line| Marker { line: line.clone().into(), seen: seen.clone() });
+    let recorder = Recorder { prologue: prologue.clone(), control: control.clone(), marker };
     process.files.set_console(Box::new(recorder));
     let changed = Arc::new(AtomicBool::new(false));
     let (tell, to_stop) = (changed.clone(), control.clone());
@@ -90,15 +127,21 @@ pub(in crate::process) fn prepare(setup: &Setup, timeout: Duration) -> Result<Im
     })));
     process.files.watch_shares();
     let mut machine = Machine::new(process, control.clone())?;
-    let ended = machine.run_to_input(Instant::now() + timeout.min(PATIENCE))?;
+    let ended = match &setup.ready {
+        None => machine.run_to_input(Instant::now() + timeout.min(PATIENCE))?,
+        // Warming up may take its time, as a run may.
+        Some(_) => machine.run_to_marker(Instant::now() + timeout, seen)?,
+    };
     if changed.load(Ordering::SeqCst) {
         return Err(Refused::Change);
     }
     if control.is_cancelled() {
         return Err(Refused::Prologue);
     }
-    if !matches!(ended, Ended::WantsInput) {
-        return Err(Refused::NoInput);
+    match (ended, &setup.ready) {
+        (Ended::WantsInput | Ended::Marked, _) => {}
+        (_, None) => return Err(Refused::NoInput),
+        (_, Some(marker)) => return Err(Refused::NotReady { marker: marker.clone(), within: timeout }),
     }
     let prologue = std::mem::take(&mut *prologue.lock());
     let process = machine.into_process()?;

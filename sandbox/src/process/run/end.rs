@@ -18,6 +18,8 @@ pub(crate) enum Ended {
     MemoryLimit,
     /// It waits for standard input, and `Machine::run_to_input` was asked for that.
     WantsInput,
+    /// It has said that it is ready, and `Machine::run_to_marker` was asked for that.
+    Marked,
 }
 
 /// Why a run could not go on through no fault of the program.

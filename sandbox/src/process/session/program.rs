@@ -169,6 +169,8 @@ fn conclude(ended: Ended, collected: &Collected, limit_bytes: u64) -> Result<Exi
             Ok(ExitStatus::Fault(Fault { kind: report.kind.to_owned(), message: report.message }))
         }
         Ended::MemoryLimit => Err(Error::MemoryLimit { limit_bytes }.into()),
-        Ended::Cancelled | Ended::Deadline | Ended::WantsInput => Err(Error::Cancelled.into()),
+        Ended::Cancelled | Ended::Deadline | Ended::WantsInput | Ended::Marked => {
+            Err(Error::Cancelled.into())
+        }
     }
 }

@@ -5,6 +5,7 @@ mod files;
 mod hostile;
 mod images;
 mod programs;
+mod ready;
 mod static_programs;
 mod stored;
 mod table;

@@ -38,6 +38,7 @@ impl Case {
             version: 1,
             artifact: Digest::of(b""),
             novum: "test".into(),
+            made_at_ms: 0,
             key: setup.key(),
         };
         let store = Store::open(dir.path().join("store")).unwrap();
