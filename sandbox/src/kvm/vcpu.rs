@@ -91,7 +91,6 @@ impl Vcpu {
     pub(super) fn new(mut fd: VcpuFd, cpuid: &CpuId, ring_changes: bool) -> Result<Self, VmError> {
         fd.set_cpuid2(cpuid).map_err(VmError::at("set CPU features"))?;
         let sregs = special_registers(&fd)?;
-        fd.set_sregs(&sregs).map_err(VmError::at("write special registers"))?;
         let xcr0 = set_xcr0(&fd, cpuid)?;
         let entries =
             entry::MSRS.map(|(index, data)| kvm_msr_entry { index, data, ..kvm_msr_entry::default() });
@@ -102,14 +101,16 @@ impl Vcpu {
             return Err(VmError::Unavailable(reason));
         }
         fd.set_sync_valid_reg(SyncReg::Register);
-        Ok(Self {
+        let mut vcpu = Self {
             fd,
             sregs,
             layout: state_layout(xcr0),
             ring_changes,
             place: Place::Program,
             next_special: None,
-        })
+        };
+        vcpu.set_special(sregs);
+        Ok(vcpu)
     }
 
     /// The general registers as the last exit left them; a change counts from the next [`Self::run`] on.
@@ -118,9 +119,12 @@ impl Vcpu {
         &mut self.fd.sync_regs_mut().regs
     }
 
-    /// The rate of the time-stamp counter in kHz, where the CPU says that it is constant.
+    /// The rate of the time-stamp counter in kHz, where the CPU says that it is constant. A fresh vCPU has the host's, which is
+    /// asked for once: each question costs 5 us.
     pub(crate) fn counter_khz(&self) -> Option<u32> {
-        if super::features::has_constant_counter() { self.fd.get_tsc_khz().ok() } else { None }
+        static RATE: OnceLock<Option<u32>> = OnceLock::new();
+        let ask = || if super::features::has_constant_counter() { self.fd.get_tsc_khz().ok() } else { None };
+        *RATE.get_or_init(ask)
     }
 
     /// The form of the vector state.

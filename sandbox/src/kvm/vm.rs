@@ -45,6 +45,8 @@ const NEEDED: [(Cap, &str); 4] = [
 pub(crate) struct Host {
     kvm: Kvm,
     cpuid: CpuId,
+    /// The same without the leaves that are all zero.
+    short_cpuid: CpuId,
     /// Whether `syscall` changes the ring here.
     ring_changes: bool,
     /// The VM in which that was found out: while one exists, making another is faster by 150 us.
@@ -77,7 +79,8 @@ impl Host {
         let cpuid =
             kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(VmError::at("list CPU features"))?;
         let (keeper, ring_changes) = trial::ring_changes(&kvm, &cpuid)?;
-        Ok(Self { kvm, cpuid, ring_changes, _keeper: keeper })
+        let short_cpuid = without_zeroes(&cpuid)?;
+        Ok(Self { kvm, cpuid, short_cpuid, ring_changes, _keeper: keeper })
     }
 
     /// The opened device.
@@ -94,6 +97,13 @@ impl Host {
     pub(crate) fn cpuid(&self) -> &CpuId {
         &self.cpuid
     }
+}
+
+/// What is not listed is zero for the guest as well, and every entry costs 0.2 us for each vCPU.
+fn without_zeroes(cpuid: &CpuId) -> Result<CpuId, VmError> {
+    let told = cpuid.as_slice().iter().filter(|leaf| leaf.eax | leaf.ebx | leaf.ecx | leaf.edx != 0);
+    let told: Vec<_> = told.copied().collect();
+    CpuId::from_entries(&told).map_err(|_| VmError::Unavailable("KVM lists too many CPU features".into()))
 }
 
 fn refusal(errno: i32) -> String {
@@ -152,7 +162,7 @@ impl Vm {
     /// The vCPU, in ring 3 with nothing to run yet.
     pub(crate) fn add_vcpu(&self) -> Result<Vcpu, VmError> {
         let host = host()?;
-        self.vcpu_with(host.cpuid(), host.ring_changes())
+        self.vcpu_with(&host.short_cpuid, host.ring_changes())
     }
 
     /// The same with what the caller knows of the host.

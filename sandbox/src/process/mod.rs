@@ -65,6 +65,17 @@ pub fn probe() -> Result<(), String> {
     crate::kvm::vm::probe()
 }
 
+/// VM shells that are ready: that many sandboxes can start without having to make a VM.
+#[must_use]
+pub fn ready_shells() -> usize {
+    shells::ready()
+}
+
+/// Keeps `count` VM shells ready from now on instead of a few, in the whole process. With 0 every start makes its own VM.
+pub fn keep_shells(count: usize) {
+    shells::set_kept(count);
+}
+
 /// Whether an artifact begins as an ELF file for x86-64, or as a script that names its interpreter.
 #[must_use]
 pub fn recognises(head: &[u8]) -> bool {

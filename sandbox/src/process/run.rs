@@ -64,7 +64,6 @@ pub(crate) struct Counts {
 impl Machine {
     /// A VM for `process`, on the calling thread, which must also drop it.
     pub(crate) fn new(mut process: Process, control: Arc<Control>) -> Result<Self, RunError> {
-        process.memory.enter_system_area().map_err(RunError::host("prepare the system area"))?;
         let slots = process.memory.take_slots();
         let shell = Shell::new(process.memory.region().clone(), slots)?;
         process.begin_time(shell.counter_khz);

@@ -5,37 +5,56 @@
 //!            ^                        │ one fewer
 //!            └── refill thread ───────┘
 //! ```
-//! One pool for the process: a shell knows no function. A shell is used once.
+//! One pool for the process: a shell knows no function. A shell is used once. They are made one after the other: each
+//! takes a core for half a millisecond, which a start that is under way wants as well.
 
+use std::sync::Once;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, LazyLock, Once};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::memory::{first_slot, region_bytes};
-use super::run::RunError;
 use super::sandbox::Begin;
 use super::shell::Shell;
-use crate::kvm::sys::Region;
 
 /// Shells that are kept: each costs 0.35 MiB of kernel memory. Enough for a burst; further starts make their own.
 const KEPT: usize = 4;
 
-#[derive(Default)]
 struct State {
+    /// As many as there should be.
+    kept: usize,
     ready: Vec<Sender<Begin>>,
-    coming: usize,
+    coming: bool,
     /// Making the last one failed; tried again at the next use.
     failed: bool,
 }
 
-#[derive(Default)]
 struct Shells {
     state: Mutex<State>,
+    /// Fewer are there than should be.
     used: Condvar,
 }
 
-static SHELLS: LazyLock<Shells> = LazyLock::new(Shells::default);
+static SHELLS: Shells = Shells {
+    state: Mutex::new(State { kept: KEPT, ready: Vec::new(), coming: false, failed: false }),
+    used: Condvar::new(),
+};
+
+/// How many are ready.
+pub(super) fn ready() -> usize {
+    SHELLS.state.lock().ready.len()
+}
+
+/// Keeps `count` of them from now on; 0: every start makes its own VM.
+pub(super) fn set_kept(count: usize) {
+    let mut state = SHELLS.state.lock();
+    state.kept = count;
+    let surplus = state.ready.len().saturating_sub(count);
+    let gone: Vec<_> = state.ready.drain(..surplus).collect();
+    drop(state);
+    // Their threads find out and end.
+    drop(gone);
+    SHELLS.used.notify_one();
+}
 
 /// Gives `begin` to a ready shell; hands it back where there is none.
 pub(super) fn take(mut begin: Begin) -> Result<(), Begin> {
@@ -44,13 +63,18 @@ pub(super) fn take(mut begin: Begin) -> Result<(), Begin> {
         state.failed = false;
         let shell = state.ready.pop();
         drop(state);
-        SHELLS.used.notify_one();
         let Some(shell) = shell else { return Err(begin) };
         match shell.send(begin) {
             Ok(()) => return Ok(()),
             Err(back) => begin = back.0,
         }
     }
+}
+
+/// A sandbox has started: another shell is made for the one that it may have taken. (Not earlier, and not by who wants
+/// the sandbox: that would be on the start's path.)
+pub(super) fn refill_later() {
+    SHELLS.used.notify_one();
 }
 
 /// From now on shells are made and kept.
@@ -65,10 +89,10 @@ pub(super) fn keep() {
 fn refill() {
     loop {
         let mut state = SHELLS.state.lock();
-        while state.failed || state.ready.len() + state.coming >= KEPT {
+        while state.failed || state.coming || state.ready.len() >= state.kept {
             SHELLS.used.wait(&mut state);
         }
-        state.coming += 1;
+        state.coming = true;
         drop(state);
         let (sender, receiver) = channel();
         let spawned =
@@ -82,9 +106,10 @@ fn refill() {
 /// A shell is there, or could not be made.
 fn arrive(shell: Option<Sender<Begin>>) {
     let mut state = SHELLS.state.lock();
-    state.coming -= 1;
+    state.coming = false;
     match shell {
-        Some(shell) => state.ready.push(shell),
+        Some(shell) if state.ready.len() < state.kept => state.ready.push(shell),
+        Some(_) => {}
         None => state.failed = true,
     }
     drop(state);
@@ -93,7 +118,7 @@ fn arrive(shell: Option<Sender<Begin>>) {
 
 /// The life of a shell's thread.
 fn wait(sender: Sender<Begin>, receiver: &Receiver<Begin>) {
-    let (shell, region) = match make() {
+    let (shell, region) = match Shell::blank() {
         Ok(made) => made,
         Err(error) => {
             tracing::debug!(%error, "no VM shell");
@@ -104,11 +129,4 @@ fn wait(sender: Sender<Begin>, receiver: &Receiver<Begin>) {
     if let Ok(begin) = receiver.recv() {
         begin.in_shell(shell, region);
     }
-}
-
-fn make() -> Result<(Shell, Arc<Region>), RunError> {
-    let region =
-        Region::reserve(region_bytes(0)).map_err(RunError::host("reserve addresses for a sandbox"))?;
-    let region = Arc::new(region);
-    Ok((Shell::new(region.clone(), [first_slot()])?, region))
 }

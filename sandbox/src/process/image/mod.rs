@@ -25,7 +25,7 @@ use super::calls::limits::ResourceLimits;
 use super::control::Control;
 use super::files::Files;
 use super::load::stack::Stack;
-use super::memory::{AddressSpace, MemoryImage, Renewed, WorkingSet, region_bytes};
+use super::memory::{AddressSpace, MappedFile, MemoryImage, Renewed, WorkingSet, region_bytes};
 use super::run::{Machine, RunError};
 use super::shell::Shell;
 use super::signal::{Actions, Pending};
@@ -83,7 +83,7 @@ impl Image {
     /// A sandbox with everything made now, on the calling thread.
     pub(super) fn start(self: &Arc<Self>, control: Arc<Control>) -> Result<Machine, RunError> {
         let region = self.region().map_err(RunError::host("reserve addresses for a sandbox"))?;
-        let mut process = self.process(region.clone(), false)?;
+        let mut process = self.process(region.clone(), None, false)?;
         let shell = Shell::new(region, process.memory.take_slots())?;
         self.finish(shell, process, control)
     }
@@ -95,7 +95,7 @@ impl Image {
         region: Arc<Region>,
         control: Arc<Control>,
     ) -> Result<Machine, RunError> {
-        let mut process = self.process(region, true)?;
+        let mut process = self.process(region, shell.take_clocks(), true)?;
         for slot in process.memory.take_slots() {
             shell.vm.add_slot(slot.gpa, slot.len)?;
         }
@@ -112,9 +112,14 @@ impl Image {
         Ok(machine)
     }
 
-    fn process(&self, region: Arc<Region>, slot_made: bool) -> Result<Process, RunError> {
-        let time = Time::restored(self.memory.has_clocks())
-            .map_err(|errno| RunError::host("make the clocks' page")(errno.into()))?;
+    /// The program in `region`; `clocks`: a page for its clocks, where there is one.
+    fn process(
+        &self,
+        region: Arc<Region>,
+        clocks: Option<Arc<MappedFile>>,
+        slot_made: bool,
+    ) -> Result<Process, RunError> {
+        let time = Time::restored(self.page_of_clocks(clocks)?);
         let memory = AddressSpace::from_image(&self.memory, region, time.page(), slot_made)
             .map_err(RunError::host("map the image"))?;
         let files = self
@@ -145,6 +150,14 @@ impl Image {
             posted: false,
             resumed: None,
         })
+    }
+
+    fn page_of_clocks(&self, made: Option<Arc<MappedFile>>) -> Result<Option<Arc<MappedFile>>, RunError> {
+        if !self.memory.has_clocks() || made.is_some() {
+            return Ok(made.filter(|_| self.memory.has_clocks()));
+        }
+        let page = Time::new_page().map_err(|e| RunError::host("make the clocks' page")(e.into()))?;
+        Ok(Some(page))
     }
 
     /// Whether nothing is known of what a run touches: the next sandbox's first run is to be shown to [`Self::learn`].

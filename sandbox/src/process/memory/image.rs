@@ -86,6 +86,11 @@ impl Piece {
         let sources = match (&self.source, &next.source) {
             (Source::Picture(a), Source::Picture(b)) => a + self.len == *b,
             (Source::Zeroes { large: a }, Source::Zeroes { large: b }) => a == b,
+            // The header, text and constants of a program or library: one mapping of the host, whatever may be executed.
+            (
+                Source::File { file: a, offset: at, shared: false },
+                Source::File { file: b, offset: next, shared: false },
+            ) => at + self.len == *next && are_one_file(a, b),
             _ => false,
         };
         sources && self.end() == next.gpa && self.protection == next.protection && self.tables == next.tables
@@ -269,6 +274,11 @@ impl AddressSpace {
 /// Whether only descriptors lead to a file: memory of this program, not a file of the host.
 fn is_nameless(file: &MappedFile) -> std::io::Result<bool> {
     Ok(rustix::fs::fstat(&file.fd)?.st_nlink == 0)
+}
+
+fn are_one_file(a: &Arc<MappedFile>, b: &Arc<MappedFile>) -> bool {
+    let id = |file: &MappedFile| rustix::fs::fstat(&file.fd).map(|stat| (stat.st_dev, stat.st_ino));
+    Arc::ptr_eq(a, b) || matches!((id(a), id(b)), (Ok(a), Ok(b)) if a == b)
 }
 
 /// Ranges with short gaps between them become one.

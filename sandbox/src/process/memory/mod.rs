@@ -135,11 +135,38 @@ pub(crate) fn region_bytes(limit_bytes: u64) -> u64 {
 /// Programs with at most this limit use regions of one size.
 pub(crate) const COMMON_LIMIT: u64 = 1 << 30;
 
+/// The system area of an empty address space: descriptors, stubs, and the tables that enter them, for ring 0 except for
+/// the system-call stub.
+///
+/// Nothing is entered before it, so that these tables stand at the same places in every program's memory: a vCPU that ran on
+/// them before its program was known may go on with any program's.
+pub(crate) fn system_area(region: &Region) -> std::io::Result<Tables> {
+    let mut tables = Tables::new(region, SYSTEM_SIZE)?;
+    region.map(0, TABLES_GPA, Protection::READ_WRITE, Backing::Anonymous)?;
+    for (gpa, bytes) in entry::system_pages() {
+        if region.write(gpa, &bytes) != bytes.len() {
+            return Err(std::io::ErrorKind::OutOfMemory.into());
+        }
+    }
+    let kernel = |exec, write| Rights { user: false, write, exec };
+    let pages = [
+        (SYSTEM_GVA + DESCRIPTORS_GPA, DESCRIPTORS_GPA, kernel(false, true)),
+        (SYSTEM_GVA + FAULT_STUBS_GPA, FAULT_STUBS_GPA, kernel(true, false)),
+        (SYSTEM_GVA + RING0_STACK_GPA, RING0_STACK_GPA, kernel(false, true)),
+        (CALL_STUB_GVA, CALL_STUB_GPA, Rights { user: true, write: false, exec: true }),
+    ];
+    for (gva, gpa, rights) in pages {
+        let entered = tables.enter(region, gva, gpa, PAGE, rights);
+        entered.map_err(|tables::NoRoom| std::io::Error::from(std::io::ErrorKind::OutOfMemory))?;
+    }
+    Ok(tables)
+}
+
 impl AddressSpace {
     /// An empty one for at most `limit_bytes` of memory.
     pub(crate) fn new(limit_bytes: u64, placement: Placement) -> std::io::Result<Self> {
         let region = Arc::new(Region::reserve(region_bytes(limit_bytes))?);
-        let tables = Tables::new(&region, SYSTEM_SIZE)?;
+        let tables = system_area(&region)?;
         let extents = Extents::new(region.len());
         let (vmas, heap) = (VmaMap::default(), Heap::default());
         let (executable, pending) = (Vec::new(), Vec::new());
@@ -208,29 +235,6 @@ impl AddressSpace {
     /// The pieces of `start..end` that lie in one piece of guest-physical memory. Granules without any are left out.
     pub(crate) fn runs(&self, start: u64, end: u64) -> impl Iterator<Item = Run> + '_ {
         self.extents.runs(start, end)
-    }
-
-    /// Writes what stands in front of the tables in the system area, and enters it, for ring 0 except for the
-    /// system-call stub.
-    pub(crate) fn enter_system_area(&mut self) -> std::io::Result<()> {
-        self.region.map(0, TABLES_GPA, Protection::READ_WRITE, Backing::Anonymous)?;
-        for (gpa, bytes) in entry::system_pages() {
-            if self.region.write(gpa, &bytes) != bytes.len() {
-                return Err(std::io::ErrorKind::OutOfMemory.into());
-            }
-        }
-        let kernel = |exec, write| Rights { user: false, write, exec };
-        let pages = [
-            (SYSTEM_GVA + DESCRIPTORS_GPA, DESCRIPTORS_GPA, kernel(false, true)),
-            (SYSTEM_GVA + FAULT_STUBS_GPA, FAULT_STUBS_GPA, kernel(true, false)),
-            (SYSTEM_GVA + RING0_STACK_GPA, RING0_STACK_GPA, kernel(false, true)),
-            (CALL_STUB_GVA, CALL_STUB_GPA, Rights { user: true, write: false, exec: true }),
-        ];
-        for (gva, gpa, rights) in pages {
-            let entered = self.tables.enter(&self.region, gva, gpa, PAGE, rights);
-            entered.map_err(|tables::NoRoom| std::io::Error::from(std::io::ErrorKind::OutOfMemory))?;
-        }
-        Ok(())
     }
 
     /// The exception frame to which ring 0's stack pointer points (Intel SDM vol. 3A §6.14.2).

@@ -64,7 +64,9 @@ fn host_cpu_time() -> Duration {
 pub(crate) fn memory_file(name: &str, bytes: &[u8]) -> Result<MappedFile, Errno> {
     let fd = memfd_create(name, MemfdFlags::CLOEXEC)?;
     rustix::fs::ftruncate(&fd, vdso::PAGE_BYTES as u64)?;
-    rustix::io::pwrite(&fd, bytes, 0)?;
+    if !bytes.is_empty() {
+        rustix::io::pwrite(&fd, bytes, 0)?;
+    }
     Ok(MappedFile { fd: Arc::new(fd), name: name.to_owned(), own: false })
 }
 
@@ -85,7 +87,7 @@ impl Time {
     /// # Errors
     /// Those of making the page's file and of mapping. The program can then do without.
     pub(crate) fn map(&mut self, memory: &mut AddressSpace) -> Result<u64, Errno> {
-        let page = Arc::new(memory_file("[vvar]", &[])?);
+        let page = Self::new_page()?;
         let bytes = vdso::PAGE_BYTES as u64;
         let part = |file: &Arc<MappedFile>, shared| Some(FilePart { file: file.clone(), offset: 0, shared });
         let read = Prot { read: true, write: false, exec: false };
@@ -105,9 +107,16 @@ impl Time {
     }
 
     /// For a program that goes on from an image, with a page of its own.
-    pub(crate) fn restored(has_page: bool) -> Result<Self, Errno> {
-        let page = if has_page { Some(Arc::new(memory_file("[vvar]", &[])?)) } else { None };
-        Ok(Self { page, ..Self::default() })
+    pub(crate) fn restored(page: Option<Arc<MappedFile>>) -> Self {
+        Self { page, ..Self::default() }
+    }
+
+    /// The file of a page.
+    ///
+    /// # Errors
+    /// Those of making it.
+    pub(crate) fn new_page() -> Result<Arc<MappedFile>, Errno> {
+        Ok(Arc::new(memory_file("[vvar]", &[])?))
     }
 
     /// The page's file.

@@ -264,8 +264,7 @@ fn figures(name: &str, image: &Arc<Image>, rounds: usize) {
     println!("{name}: {} pieces, {} KiB", image.memory.pieces(), image.shared_bytes() >> 10);
     let mut all: std::collections::BTreeMap<&str, Vec<Duration>> = Default::default();
     for _ in 0..rounds {
-        let region = image.region().unwrap();
-        let shell = Shell::new(region.clone(), [super::super::memory::first_slot()]).unwrap();
+        let (shell, region) = Shell::blank().unwrap();
         let mut at = Instant::now();
         let mut note = |name| {
             let now = Instant::now();
