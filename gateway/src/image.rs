@@ -151,6 +151,18 @@ impl ImageCell {
     /// # Errors
     /// See [`ImageError`].
     pub async fn start(&self) -> Result<Box<dyn Sandbox>, ImageError> {
+        Ok(self.startable().await?.start().await?)
+    }
+
+    /// A new sandbox that nobody waits for.
+    ///
+    /// # Errors
+    /// See [`ImageError`].
+    pub async fn start_ahead(&self) -> Result<Box<dyn Sandbox>, ImageError> {
+        Ok(self.startable().await?.start_ahead().await?)
+    }
+
+    async fn startable(&self) -> Result<Arc<dyn Image>, ImageError> {
         let image = match self.image.get() {
             Some(image) => image,
             None => self.get().await?,
@@ -165,7 +177,7 @@ impl ImageCell {
                 }
             }
         }
-        Ok(Arc::clone(image).start().await?)
+        Ok(Arc::clone(image))
     }
 }
 

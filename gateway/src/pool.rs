@@ -231,7 +231,7 @@ impl Pool {
                 break;
             }
             let _filling = Counted::new(&self.filling);
-            let sandbox = self.image.start().await?;
+            let sandbox = self.image.start_ahead().await?;
             self.put_idle(sandbox);
         }
         Ok(())

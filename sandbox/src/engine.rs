@@ -40,6 +40,15 @@ pub trait Image: Send + Sync + 'static {
     /// [`Error::Capacity`] where the engine has no room now, [`Error::Host`] where the host failed.
     async fn start(self: Arc<Self>) -> Result<Box<dyn Sandbox>, Error>;
 
+    /// The same for a sandbox that nobody waits for: it takes nothing that is kept ready for those who do, and rather costs
+    /// less memory than time.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    async fn start_ahead(self: Arc<Self>) -> Result<Box<dyn Sandbox>, Error> {
+        self.start().await
+    }
+
     /// What brings a sandbox of this image to a clean state after an invocation.
     fn renewal(&self) -> Renewal;
 

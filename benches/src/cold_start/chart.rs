@@ -16,7 +16,7 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type DrawResult = Result<(), Box<dyn std::error::Error>>;
 
 const WIDTH: i32 = 1000;
-const LEFT: i32 = 250;
+const LEFT: i32 = 290;
 const RIGHT: i32 = WIDTH - 30;
 const TOP: i32 = 110;
 const ROW: i32 = 24;
@@ -81,7 +81,8 @@ fn paint(area: &Area<'_>, results: &Results, groups: &[(Program, Vec<&Cell>)], h
     let note = "p50 (dot, number) up to p99 (bar); one after the other; logarithmic; further left is better";
     text(area, (20, 40), 13, HPos::Left, &INK, note)?;
     let build = if results.development_build { "DEVELOPMENT BUILD; " } else { "" };
-    let place = format!("{build}{} samples each; {}", results.samples, results.host.line());
+    let place =
+        format!("{build}{} samples each (slow ones: fewer); {}", results.samples, results.host.line());
     text(area, (20, 60), 11, HPos::Left, &FAINT, &place)?;
     let all = groups.iter().flat_map(|(_, cells)| cells.iter());
     let axis = Axis::around(all.flat_map(|cell| [cell.alone.quantile(0.5), cell.alone.quantile(0.99)]));
@@ -127,12 +128,12 @@ fn line(area: &Area<'_>, axis: &Axis, y: i32, cell: &Cell) -> DrawResult {
 /// Floors and natives in greys, novum in colours that are told apart by everybody.
 fn colour(way: Way) -> RGBColor {
     match way {
-        Way::Kvm | Way::Wasmtime => RGBColor(170, 170, 170),
+        Way::Kvm | Way::Exit | Way::Wasmtime => RGBColor(170, 170, 170),
         Way::Spawn | Way::Fork => RGBColor(110, 110, 110),
         Way::Full(_) => RGBColor(213, 94, 0),
         Way::Restore(EngineKind::Wasm) | Way::Reset(EngineKind::Wasm) => RGBColor(0, 158, 115),
-        Way::Restore(_) => RGBColor(0, 114, 178),
-        Way::Reset(_) => RGBColor(86, 180, 233),
+        Way::Restore(_) | Way::Create(_) | Way::Branch(_) => RGBColor(0, 114, 178),
+        Way::Reset(_) | Way::Call(_) => RGBColor(86, 180, 233),
     }
 }
 

@@ -9,12 +9,15 @@ use super::{Child, Options, measure, report};
 /// Arguments.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Arguments {
-    /// Samples of each program in each way
+    /// Samples of each program in each way; of those that take more than 20 ms fewer
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     samples: u32,
     /// Threads that take samples at once, besides one alone [default: one for each CPU]
     #[arg(long, value_name = "N")]
     parallel: Option<u32>,
+    /// Only these engines: process, wasm, linux
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = ["wasm", "process", "linux"])]
+    engine: Vec<String>,
     /// Only these engines and programs: wasm, process, linux; hello, rust, python, large
     #[arg(long, value_name = "NAME", value_delimiter = ',',
           value_parser = ["wasm", "process", "linux", "hello", "rust", "python", "large"])]
@@ -60,7 +63,7 @@ impl Arguments {
         Options {
             samples: self.samples as usize,
             parallel: self.parallel.map_or(cores, |n| n.max(1) as usize),
-            only: self.only.clone(),
+            only: self.only.iter().chain(&self.engine).cloned().collect(),
             sandboxes: self.sandboxes.iter().copied().filter(|n| *n > 0).collect(),
             callers: self.callers.iter().copied().filter(|n| *n > 0).collect(),
             seconds: self.seconds.clamp(0.1, 600.0),

@@ -96,7 +96,7 @@ pub(super) fn run(order: &Order) -> Result<Density> {
     let before = Held::now(order.group.as_deref())?;
     let mut all = Vec::new();
     for _ in 0..order.sandboxes {
-        all.push(runtime.block_on(image.clone().start())?);
+        all.push(runtime.block_on(image.clone().start_ahead())?);
     }
     std::thread::sleep(SETTLE);
     let idle = Held::now(order.group.as_deref())?.since(&before, order.sandboxes);

@@ -12,7 +12,10 @@
 //! report.rs     raw JSON, the Markdown tables          chart.rs   the SVG chart
 //! ```
 //! Every cell is measured once, one after the other, in one run; a cell that cannot be measured here is in the report
-//! with its reason.
+//! with its reason. Cells whose samples take long have fewer of them ([`sample`]), and say so.
+//!
+//! **Another engine's rows** (linux): `programs.rs` says what it deploys for each program (`built`, below), `sandbox.rs` makes
+//! its function; [`Way::ALL`] lists the ways, [`can_run`] asks the engine itself. Nothing else knows engines by name.
 
 mod chart;
 pub mod cli;
@@ -117,10 +120,17 @@ impl Child {
 pub enum Way {
     /// Image, sandbox and call; the engine has never seen the program.
     Full(#[serde(with = "engine_name")] EngineKind),
-    /// A new sandbox of a ready image, and a call.
+    /// A new sandbox of a ready image, and a call. The process engine has a VM shell ready.
     Restore(#[serde(with = "engine_name")] EngineKind),
+    /// The same without a shell: the VM is made on the way.
+    Create(#[serde(with = "engine_name")] EngineKind),
+    /// The warmed program, which its image is, forked into a new sandbox with everything made on the way, up to the
+    /// moment when it can take a call.
+    Branch(#[serde(with = "engine_name")] EngineKind),
     /// A used sandbox: reset, and a call.
     Reset(#[serde(with = "engine_name")] EngineKind),
+    /// A call of a sandbox that was reset some time ago: what a pool's client waits for.
+    Call(#[serde(with = "engine_name")] EngineKind),
     /// A new process of the host.
     Spawn,
     /// A fork of a warm process of the host.
@@ -129,6 +139,8 @@ pub enum Way {
     Wasmtime,
     /// Bare KVM: a VM with a vCPU and a memslot, left once. No program.
     Kvm,
+    /// Bare KVM: out of a guest and back into it.
+    Exit,
 }
 
 /// Engines by their names in manifests.
@@ -152,19 +164,23 @@ mod engine_name {
 
 impl Way {
     /// All of them, in the order of tables.
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 16] = [
         Self::Full(EngineKind::Wasm),
         Self::Restore(EngineKind::Wasm),
         Self::Wasmtime,
         Self::Full(EngineKind::Process),
         Self::Restore(EngineKind::Process),
+        Self::Create(EngineKind::Process),
+        Self::Branch(EngineKind::Process),
         Self::Reset(EngineKind::Process),
+        Self::Call(EngineKind::Process),
         Self::Full(EngineKind::Linux),
         Self::Restore(EngineKind::Linux),
         Self::Reset(EngineKind::Linux),
         Self::Spawn,
         Self::Fork,
         Self::Kvm,
+        Self::Exit,
     ];
 
     /// For tables and charts.
@@ -172,12 +188,17 @@ impl Way {
     pub fn title(self) -> String {
         match self {
             Self::Full(kind) => format!("{kind}: full cold start"),
+            Self::Restore(EngineKind::Process) => "process: restore + call, shell ready".into(),
             Self::Restore(kind) => format!("{kind}: restore + call"),
+            Self::Create(kind) => format!("{kind}: restore + call, all made"),
+            Self::Branch(kind) => format!("{kind}: fork, all made, no call"),
             Self::Reset(kind) => format!("{kind}: reset + call"),
+            Self::Call(kind) => format!("{kind}: call of a clean sandbox"),
             Self::Spawn => "native: spawn".into(),
             Self::Fork => "native: fork of a warm process".into(),
             Self::Wasmtime => "wasmtime with wasmtime-wasi".into(),
             Self::Kvm => "floor: bare KVM, no program".into(),
+            Self::Exit => "floor: one exit of bare KVM".into(),
         }
     }
 
@@ -185,9 +206,15 @@ impl Way {
     #[must_use]
     pub fn engine(self) -> Option<EngineKind> {
         match self {
-            Self::Full(kind) | Self::Restore(kind) | Self::Reset(kind) => Some(kind),
-            Self::Spawn | Self::Fork | Self::Wasmtime | Self::Kvm => None,
+            Self::Full(kind) | Self::Restore(kind) | Self::Create(kind) => Some(kind),
+            Self::Branch(kind) | Self::Reset(kind) | Self::Call(kind) => Some(kind),
+            Self::Spawn | Self::Fork | Self::Wasmtime | Self::Kvm | Self::Exit => None,
         }
+    }
+
+    /// Whether it is the same for every program.
+    fn is_of_host(self) -> bool {
+        matches!(self, Self::Kvm | Self::Exit)
     }
 }
 
@@ -257,7 +284,7 @@ pub fn measure(options: &Options) -> Result<Results> {
         for way in Way::ALL {
             let wanted = way.engine().is_none_or(|kind| options.wants_engine(kind) && can_run(kind).is_ok());
             // Bare KVM knows no program: once is enough.
-            if wanted && (way != Way::Kvm || program == Program::Hello) {
+            if wanted && (!way.is_of_host() || program == Program::Hello) {
                 results.cell(options, program, way, scratch.path());
             }
         }
@@ -341,42 +368,63 @@ impl Results {
 
 fn cell(options: &Options, program: Program, way: Way, scratch: &Path) -> Result<Cell> {
     let make = maker(program, way, scratch)?;
+    // Only ready shells are waited for; where they are not wanted, none is made in the background either.
+    let has_shells = !matches!(way, Way::Create(_) | Way::Branch(_));
+    novum_sandbox::process::keep_shells(if has_shells { options.parallel.max(SHELLS) } else { 0 });
     let alone = sample::take(options.samples, 1, &*make)?;
     let parallel = sample::take(options.samples, options.parallel, &*make)?;
     Ok(Cell { program, way, alone, parallel })
 }
 
-type Maker = Box<dyn Fn() -> Result<Sampler> + Sync>;
+/// VM shells that are kept.
+const SHELLS: usize = 4;
 
-/// What each sampling thread begins with.
+/// What each sampling thread begins with; it is told how many there are.
+type Maker = Box<dyn Fn(usize) -> Result<Sampler> + Sync>;
+
 fn maker(program: Program, way: Way, scratch: &Path) -> Result<Maker> {
+    let image = |kind| deployed(kind, program, scratch)?.image(&sandbox::runtime()?);
     Ok(match way {
-        Way::Kvm => Box::new(floors::kvm),
+        Way::Kvm => Box::new(|_| floors::kvm()),
+        Way::Exit => Box::new(|_| floors::exit()),
         Way::Wasmtime => {
             let built = programs::wasm(program, scratch)?;
-            Box::new(move || floors::wasmtime(&built.path))
+            Box::new(move |_| floors::wasmtime(&built.path))
         }
         Way::Spawn => {
             let built = programs::native(program, scratch)?;
-            Box::new(move || Ok(native::spawn(&built)))
+            Box::new(move |_| Ok(native::spawn(&built)))
         }
         Way::Fork => {
             let built = programs::native(program, scratch)?;
-            Box::new(move || native::fork(&built))
+            Box::new(move |_| native::fork(&built))
         }
         Way::Full(kind) => {
             let deployed = Arc::new(deployed(kind, program, scratch)?);
-            Box::new(move || deployed.full())
+            Box::new(move |_| deployed.full())
         }
         Way::Restore(kind) => {
-            let deployed = deployed(kind, program, scratch)?;
-            let image = deployed.image(&sandbox::runtime()?)?;
-            Box::new(move || sandbox::restore(Arc::clone(&image)))
+            let image = image(kind)?;
+            Box::new(move |threads| match kind {
+                EngineKind::Process => sandbox::restore(Arc::clone(&image), threads),
+                _ => sandbox::restore(Arc::clone(&image), 0),
+            })
+        }
+        Way::Create(kind) => {
+            let image = image(kind)?;
+            Box::new(move |_| sandbox::restore(Arc::clone(&image), 0))
+        }
+        Way::Branch(kind) => {
+            let image = image(kind)?;
+            Box::new(move |_| sandbox::branch(Arc::clone(&image)))
         }
         Way::Reset(kind) => {
-            let deployed = deployed(kind, program, scratch)?;
-            let image = deployed.image(&sandbox::runtime()?)?;
-            Box::new(move || sandbox::reset(Arc::clone(&image)))
+            let image = image(kind)?;
+            Box::new(move |_| sandbox::reset(Arc::clone(&image)))
+        }
+        Way::Call(kind) => {
+            let image = image(kind)?;
+            Box::new(move |_| sandbox::clean_call(Arc::clone(&image)))
         }
     })
 }

@@ -11,7 +11,7 @@ use super::sample::{Sampler, Took};
 
 fn command(program: &Built) -> Command {
     let mut command = Command::new(&program.path);
-    command.args(&program.args).env_clear().stdout(Stdio::piped()).stderr(Stdio::inherit());
+    command.args(&program.args).env_clear().stdout(Stdio::piped()).stderr(Stdio::null());
     command
 }
 

@@ -1,4 +1,7 @@
 //! Samples, taken one after the other or by several threads at once.
+//!
+//! Where a sample takes more than [`SLOW`], there are only as many as [`SLOW_CELL`] has time for, but at least [`FEWEST`]:
+//! the whole run is to end within minutes.
 
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -8,6 +11,12 @@ use serde::{Deserialize, Serialize};
 
 /// Samples whose times are not counted, for each thread.
 const WARM: usize = 3;
+/// Samples that take longer are slow.
+const SLOW: Duration = Duration::from_millis(20);
+/// Time for all slow samples of a batch together.
+const SLOW_CELL: Duration = Duration::from_secs(4);
+/// Of slow samples.
+const FEWEST: usize = 20;
 
 /// One start of a program, up to its complete reply.
 #[derive(Clone, Copy, Debug, Default)]
@@ -62,20 +71,32 @@ fn quantile(mut values: Vec<f64>, share: f64) -> f64 {
     values[(last as f64 * share).round() as usize]
 }
 
-/// Takes `count` samples by `parallel` threads.
+/// How many samples of a batch of `count` each of `parallel` threads takes, where the quickest so far took `quickest`.
+fn share(count: usize, parallel: usize, quickest: Duration) -> usize {
+    let count = if quickest > SLOW {
+        let fitting = SLOW_CELL.as_micros() / quickest.as_micros() * parallel as u128;
+        count.min((fitting as usize).max(FEWEST))
+    } else {
+        count
+    };
+    count.div_ceil(parallel)
+}
+
+/// Takes `count` samples, fewer of slow ones, by `parallel` threads.
 pub(super) fn take(
     count: usize,
     parallel: usize,
-    make: &(dyn Fn() -> Result<Sampler> + Sync),
+    make: &(dyn Fn(usize) -> Result<Sampler> + Sync),
 ) -> Result<Batch> {
-    let (ready, each) = (Barrier::new(parallel + 1), count.div_ceil(parallel));
+    let ready = Barrier::new(parallel + 1);
     let run = || -> Result<(Instant, Vec<Took>, Instant)> {
-        let mut sampler = make().and_then(|mut sampler| {
-            (0..WARM).try_for_each(|_| sampler().map(drop))?;
-            Ok(sampler)
+        let sampler = make(parallel).and_then(|mut sampler| {
+            let warm: Vec<Took> = (0..WARM).map(|_| sampler()).collect::<Result<_>>()?;
+            let quickest = warm.iter().map(|took| took.whole).min().unwrap_or_default();
+            Ok((sampler, share(count, parallel, quickest)))
         });
         ready.wait();
-        let sampler = sampler.as_mut().map_err(|error| anyhow!("{error:#}"))?;
+        let (mut sampler, each) = sampler?;
         let began = Instant::now();
         let all = (0..each).map(|_| sampler()).collect::<Result<_>>()?;
         Ok((began, all, Instant::now()))
@@ -127,7 +148,7 @@ mod tests {
 
     #[test]
     fn every_thread_takes_its_share_after_a_warm_up() {
-        let make = || -> Result<Sampler> {
+        let make = |_| -> Result<Sampler> {
             let mut n = 0;
             Ok(Box::new(move || {
                 n += 1;
@@ -144,8 +165,16 @@ mod tests {
     }
 
     #[test]
+    fn slow_samples_are_fewer() {
+        let millis = Duration::from_millis;
+        assert_eq!([share(1000, 1, millis(20)), share(1000, 2, millis(20))], [1000, 500]);
+        assert_eq!([share(1000, 1, millis(100)), share(1000, 2, millis(100))], [40, 40]);
+        assert_eq!([share(1000, 1, millis(1000)), share(10, 1, millis(1000))], [20, 10]);
+    }
+
+    #[test]
     fn a_failing_sample_is_an_error_and_no_hang() {
-        let make = || -> Result<Sampler> { Err(anyhow!("no such program")) };
+        let make = |_| -> Result<Sampler> { Err(anyhow!("no such program")) };
         assert!(format!("{:#}", take(4, 2, &make).unwrap_err()).contains("no such program"));
     }
 }

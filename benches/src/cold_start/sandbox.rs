@@ -10,7 +10,7 @@ use bytes::Bytes;
 use novum_sandbox::engines::{self, EngineConfig};
 use novum_sandbox::{
     Artifact, ArtifactFormat, Engine, EngineKind, Function, Image, Input, Invocation, LogSink, Manifest,
-    Output, Renewal, Reply, Sandbox, Share,
+    Output, Renewal, Reply, Sandbox, Share, process,
 };
 use novum_snapshot::Digest;
 use tokio::runtime::Runtime;
@@ -117,10 +117,14 @@ impl Deployed {
     }
 }
 
-/// A new sandbox of the image and one call.
-pub(super) fn restore(image: Arc<dyn Image>) -> Result<Sampler> {
+/// Before a sample that others' clean-up must not disturb: closing a VM takes up to a millisecond, on a thread of its own.
+pub(super) const QUIET: Duration = Duration::from_millis(1);
+
+/// A new sandbox of the image and one call, once `shells` VM shells are ready, so that each of that many threads finds one.
+pub(super) fn restore(image: Arc<dyn Image>, shells: usize) -> Result<Sampler> {
     let runtime = runtime()?;
     Ok(Box::new(move || {
+        wait_for_shells(shells)?;
         let began = Instant::now();
         let done = runtime.block_on(async { finish(Arc::clone(&image).start().await?, began).await });
         // The sandbox's end is not counted: it is off the path.
@@ -128,12 +132,34 @@ pub(super) fn restore(image: Arc<dyn Image>) -> Result<Sampler> {
     }))
 }
 
+fn wait_for_shells(count: usize) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    const STEP: Duration = Duration::from_micros(100);
+    std::thread::sleep(QUIET);
+    let began = Instant::now();
+    while process::ready_shells() < count {
+        ensure!(began.elapsed() < PATIENCE, "no VM shell is ready");
+        std::thread::sleep(STEP);
+    }
+    Ok(())
+}
+
+/// A new sandbox of the image, without a call.
+pub(super) fn branch(image: Arc<dyn Image>) -> Result<Sampler> {
+    let runtime = runtime()?;
+    Ok(Box::new(move || {
+        std::thread::sleep(QUIET);
+        let began = Instant::now();
+        let sandbox = runtime.block_on(Arc::clone(&image).start())?;
+        let took = Took::whole(began.elapsed());
+        drop(sandbox);
+        Ok(took)
+    }))
+}
+
 /// A sandbox that has served a call: reset, then the next call.
 pub(super) fn reset(image: Arc<dyn Image>) -> Result<Sampler> {
-    ensure!(image.renewal() == Renewal::Reset, "a new sandbox is as cheap here: see restore");
-    let runtime = runtime()?;
-    let mut sandbox = runtime.block_on(Arc::clone(&image).start())?;
-    runtime.block_on(call(sandbox.as_mut()))?;
+    let (runtime, mut sandbox) = used(&image)?;
     Ok(Box::new(move || {
         let began = Instant::now();
         runtime.block_on(async {
@@ -141,6 +167,27 @@ pub(super) fn reset(image: Arc<dyn Image>) -> Result<Sampler> {
             clocked(sandbox.as_mut(), began).await
         })
     }))
+}
+
+/// A call of a sandbox that was reset after its last one, and has waited since.
+pub(super) fn clean_call(image: Arc<dyn Image>) -> Result<Sampler> {
+    let (runtime, mut sandbox) = used(&image)?;
+    Ok(Box::new(move || {
+        runtime.block_on(sandbox.reset())?;
+        // The engine cleans by itself, and has told nobody when that is over.
+        std::thread::sleep(QUIET);
+        let began = Instant::now();
+        runtime.block_on(clocked(sandbox.as_mut(), began))
+    }))
+}
+
+/// A sandbox that has served a call.
+fn used(image: &Arc<dyn Image>) -> Result<(Runtime, Box<dyn Sandbox>)> {
+    ensure!(image.renewal() == Renewal::Reset, "a new sandbox is as cheap here: see restore");
+    let runtime = runtime()?;
+    let mut sandbox = runtime.block_on(Arc::clone(image).start())?;
+    runtime.block_on(call(sandbox.as_mut()))?;
+    Ok((runtime, sandbox))
 }
 
 async fn finish(mut sandbox: Box<dyn Sandbox>, began: Instant) -> Result<(Took, Box<dyn Sandbox>)> {

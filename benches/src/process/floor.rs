@@ -57,6 +57,11 @@ impl Bare {
         Ok(())
     }
 
+    /// Whether `syscall` has left the CPU in ring 3.
+    fn stays_in_ring3(&self) -> Result<bool> {
+        Ok(self.vcpu.get_sregs()?.cs.selector & 3 == 3)
+    }
+
     fn answer(&mut self, stays_in_ring3: bool) {
         self.vcpu.set_sync_dirty_reg(SyncReg::Register);
         let regs = &mut self.vcpu.sync_regs_mut().regs;
@@ -119,11 +124,34 @@ pub(crate) fn one_exit(kvm: &Kvm) -> Result<Duration> {
     Ok(start.elapsed())
 }
 
+/// Makes a VM with one vCPU and one memslot and runs it to its first call; closing it is not counted.
+#[cfg(feature = "gateway")]
+pub(crate) fn first_exit(kvm: &Kvm) -> Result<Duration> {
+    let start = Instant::now();
+    let mut bare = Bare::new(kvm)?;
+    bare.run_to_call()?;
+    Ok(start.elapsed())
+}
+
+/// Makes one round trip each time.
+#[cfg(feature = "gateway")]
+pub(crate) fn exits(kvm: &Kvm) -> Result<impl FnMut() -> Result<Duration> + use<>> {
+    let mut bare = Bare::new(kvm)?;
+    bare.run_to_call()?;
+    let stays = bare.stays_in_ring3()?;
+    Ok(move || {
+        let start = Instant::now();
+        bare.answer(stays);
+        bare.run_to_call()?;
+        Ok(start.elapsed())
+    })
+}
+
 /// One round trip of a system call, the mean of `count`.
 pub(super) fn round_trip(kvm: &Kvm, count: u32) -> Result<Duration> {
     let mut bare = Bare::new(kvm)?;
     bare.run_to_call()?;
-    let stays = bare.vcpu.get_sregs()?.cs.selector & 3 == 3;
+    let stays = bare.stays_in_ring3()?;
     for _ in 0..WARM {
         bare.answer(stays);
         bare.run_to_call()?;

@@ -175,6 +175,10 @@ impl engine::Image for ProcessImage {
         Ok(Box::new(ProcessSandbox::start(self.template.clone()).await?))
     }
 
+    async fn start_ahead(self: Arc<Self>) -> Result<Box<dyn Sandbox>, Error> {
+        Ok(Box::new(ProcessSandbox::start_alone(self.template.clone()).await?))
+    }
+
     fn renewal(&self) -> Renewal {
         if self.template.image.is_some() { Renewal::Reset } else { Renewal::Restart }
     }

@@ -60,15 +60,28 @@ pub(super) struct ProcessSandbox {
 impl ProcessSandbox {
     /// From the image, in a shell that is ready or in a new VM; without one by loading the program.
     pub(super) async fn start(template: Arc<Template>) -> Result<Self, Error> {
+        Self::start_with(template, |begin| match &begin.template.image {
+            Some(image) if image.fits_shells() => shells::take(begin),
+            _ => Err(begin),
+        })
+        .await
+    }
+
+    /// The same, always in a new VM.
+    pub(super) async fn start_alone(template: Arc<Template>) -> Result<Self, Error> {
+        Self::start_with(template, Err).await
+    }
+
+    /// `give` hands the work to a thread that has a VM, or hands it back.
+    async fn start_with(
+        template: Arc<Template>,
+        give: impl FnOnce(Begin) -> Result<(), Begin> + Send,
+    ) -> Result<Self, Error> {
         let (jobs, receiver) = channel();
         let (ready, is_ready) = oneshot::channel();
         let control = Control::new().map_err(|error| Error::host("create an event descriptor", error))?;
         let begin = Begin { template: template.clone(), control: control.clone(), ready, jobs: receiver };
-        let begin = match &template.image {
-            Some(image) if image.fits_shells() => shells::take(begin).err(),
-            _ => Some(begin),
-        };
-        if let Some(begin) = begin {
+        if let Err(begin) = give(begin) {
             std::thread::Builder::new()
                 .name(format!("vcpu-{}", template.setup.name))
                 .spawn(move || begin.alone())
@@ -175,9 +188,12 @@ impl Begin {
         if ready.send(Ok(())).is_err() {
             return;
         }
-        shells::refill_later();
         let mut learns = image.is_to_learn();
         let mut first = first_job(&jobs);
+        let mut refill = first.is_some();
+        if !refill {
+            shells::refill_later();
+        }
         while let Ok(Job { call, reply }) = first.take().map_or_else(|| jobs.recv(), Ok) {
             let result = if call.env.is_empty() {
                 let result = run(&mut machine, call, &image.prologue, Instant::now());
@@ -211,6 +227,10 @@ impl Begin {
                 }
             }
             control.rearm();
+            // Making a shell changes this process's memory as well, for which a sandbox that touches its pages would wait.
+            if std::mem::take(&mut refill) {
+                shells::refill_later();
+            }
         }
     }
 }

@@ -5,8 +5,8 @@
 //!            ^                        │ one fewer
 //!            └── refill thread ───────┘
 //! ```
-//! One pool for the process: a shell knows no function. A shell is used once. They are made one after the other: each
-//! takes a core for half a millisecond, which a start that is under way wants as well.
+//! One pool for the process: a shell knows no function. A shell is used once. They are made one after the other, when the
+//! sandbox that took one has answered its first call or waits for it: not on a start's path.
 
 use std::sync::Once;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -71,8 +71,7 @@ pub(super) fn take(mut begin: Begin) -> Result<(), Begin> {
     }
 }
 
-/// A sandbox has started: another shell is made for the one that it may have taken. (Not earlier, and not by who wants
-/// the sandbox: that would be on the start's path.)
+/// A sandbox has started and has nothing to do: another shell is made for the one that it may have taken.
 pub(super) fn refill_later() {
     SHELLS.used.notify_one();
 }

@@ -2,7 +2,8 @@
 //!
 //! A page that the host has ready costs the program 1 us at its first touch; one that it has not 3 us to read and 5 to
 //! write. Bulk population costs 0.2 to 0.5 us a page. So it wins where most of the pages are touched again, which is so for the
-//! pages of one run of the same program, but not for those of a large input ([`LARGEST`]) or of a small program ([`SMALLEST`]).
+//! pages of one run of the same program, but not for those of a large input ([`LARGEST`]), nor for the few that a small program
+//! reads ([`SMALLEST`]).
 //!
 //! A set is learnt from a sandbox that was not populated itself, or it would only ever grow.
 
@@ -16,7 +17,7 @@ use crate::kvm::sys::{Advice, Pages};
 /// Most bytes that are populated. More is rather the run's input than the program's working set, and private memory of
 /// every idle sandbox.
 const LARGEST: u64 = 16 << 20;
-/// Fewest bytes that are populated: for less the calls cost more than the faults do.
+/// Fewest bytes that are populated for reading: for less the calls cost more than the faults do.
 const SMALLEST: u64 = 512 << 10;
 /// Pages between two of the set that are populated with them: less than another call costs.
 const GAP: u64 = 2 * PAGE;
@@ -64,10 +65,6 @@ impl AddressSpace {
 
     /// Makes the pages of `set` present, in the order of the picture.
     pub(crate) fn populate_set(&self, set: &WorkingSet) {
-        let (written, read) = set.bytes();
-        if written + read < SMALLEST {
-            return;
-        }
         let populate = |ranges: &[Range<u64>], advice| {
             for range in ranges {
                 // What cannot be had now costs a fault later.
@@ -75,7 +72,9 @@ impl AddressSpace {
             }
         };
         populate(&set.written, Advice::PopulateWrite);
-        populate(&set.read, Advice::PopulateRead);
+        if set.bytes().1 >= SMALLEST {
+            populate(&set.read, Advice::PopulateRead);
+        }
     }
 }
 

@@ -244,12 +244,16 @@ fn figures_of_a_start() {
         #include <unistd.h>
         int main(void) { char c[100]; long n = read(0, c, 100); if (c[0] == 'w') write(1, c, n); _exit(0); }"#;
     let Some(hello) = image("figures_of_a_start", hello) else { return };
+    let usual = "#include <unistd.h>\nint main(void) { char c[4096]; while (read(0, c, 4096) > 0) {} return write(1, \"hello\\n\", 6) != 6; }";
+    let Some(usual) = image("figures_of_a_start", usual) else { return };
     let dirs = ["/usr", "/lib", "/lib64", "/etc"];
     let python = std::fs::canonicalize("/usr/bin/python3").unwrap();
     let json = "import json, sys; print(json.dumps(json.load(sys.stdin)))";
     let quick = "import json, sys, os; print(json.dumps(json.load(sys.stdin)), flush=True); os._exit(0)";
     let python = |script| image_of(&python, &["-I", "-c", script], &dirs);
-    for (name, image) in [("hello", hello), ("python", python(json)), ("python, quick", python(quick))] {
+    for (name, image) in
+        [("hello", hello), ("usual", usual), ("python", python(json)), ("python, quick", python(quick))]
+    {
         figures(name, &image, 200);
         let mut machine = image.start(Control::new().unwrap()).unwrap();
         run(&mut machine, "[1]");
