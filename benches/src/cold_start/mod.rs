@@ -406,13 +406,13 @@ fn maker(program: Program, way: Way, scratch: &Path) -> Result<Maker> {
         Way::Restore(kind) => {
             let image = image(kind)?;
             Box::new(move |threads| match kind {
-                EngineKind::Process => sandbox::restore(Arc::clone(&image), threads),
-                _ => sandbox::restore(Arc::clone(&image), 0),
+                EngineKind::Process => sandbox::restore(Arc::clone(&image), Some(threads)),
+                _ => sandbox::restore(Arc::clone(&image), None),
             })
         }
         Way::Create(kind) => {
             let image = image(kind)?;
-            Box::new(move |_| sandbox::restore(Arc::clone(&image), 0))
+            Box::new(move |_| sandbox::restore(Arc::clone(&image), Some(0)))
         }
         Way::Branch(kind) => {
             let image = image(kind)?;

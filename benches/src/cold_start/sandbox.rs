@@ -120,11 +120,12 @@ impl Deployed {
 /// Before a sample that others' clean-up must not disturb: closing a VM takes up to a millisecond, on a thread of its own.
 pub(super) const QUIET: Duration = Duration::from_millis(1);
 
-/// A new sandbox of the image and one call, once `shells` VM shells are ready, so that each of that many threads finds one.
-pub(super) fn restore(image: Arc<dyn Image>, shells: usize) -> Result<Sampler> {
+/// A new sandbox of the image and one call. `shells`: first it is quiet, and so many VM shells are ready, so that each of
+/// that many threads finds one.
+pub(super) fn restore(image: Arc<dyn Image>, shells: Option<usize>) -> Result<Sampler> {
     let runtime = runtime()?;
     Ok(Box::new(move || {
-        wait_for_shells(shells)?;
+        shells.map_or(Ok(()), wait_for_shells)?;
         let began = Instant::now();
         let done = runtime.block_on(async { finish(Arc::clone(&image).start().await?, began).await });
         // The sandbox's end is not counted: it is off the path.

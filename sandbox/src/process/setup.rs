@@ -80,7 +80,8 @@ impl Setup {
     pub(super) fn key(&self) -> Digest {
         let shares: Vec<_> = self.files.shares.iter().map(|s| (&s.source, &s.target, s.read_only)).collect();
         let function = (&self.artifact, self.files.root.is_some(), &self.program, &self.args, &self.env);
-        let guest = (crate::kvm::entry::system_pages(), super::time::vdso::build().unwrap_or_default());
+        let system = (crate::kvm::entry::system_pages(), super::memory::SYSTEM_AREA_FORM);
+        let guest = (system, super::time::vdso::build().unwrap_or_default());
         let all = (env!("CARGO_PKG_VERSION"), function, self.memory_bytes, &self.ready, shares, guest);
         // Into memory, of types that only hold what postcard knows: cannot fail.
         Digest::of(&postcard::to_stdvec(&all).unwrap_or_default())

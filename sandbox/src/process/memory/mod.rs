@@ -135,6 +135,9 @@ pub(crate) fn region_bytes(limit_bytes: u64) -> u64 {
 /// Programs with at most this limit use regions of one size.
 pub(crate) const COMMON_LIMIT: u64 = 1 << 30;
 
+/// Another number for every change of [`system_area`]: memory that was kept with another one is of no use.
+pub(crate) const SYSTEM_AREA_FORM: u32 = 2;
+
 /// The system area of an empty address space: descriptors, stubs, and the tables that enter them, for ring 0 except for
 /// the system-call stub.
 ///

@@ -241,7 +241,8 @@ fn memory_of(bytes: &[u8]) -> Option<AddressSpace> {
     let mapped: Vec<_> = state.files().iter().map(open).collect();
     let memory = state.restore(&mapped, &golden_snapshot(), setup.memory_bytes).ok()?;
     let region = Arc::new(Region::reserve(region_bytes(setup.memory_bytes)).unwrap());
-    let time = Time::restored(memory.has_clocks()).unwrap();
+    let page = memory.has_clocks().then(|| Time::new_page().unwrap());
+    let time = Time::restored(page);
     AddressSpace::from_image(&Arc::new(memory), region, time.page(), false).ok()
 }
 
