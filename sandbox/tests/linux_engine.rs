@@ -77,13 +77,46 @@ async fn a_function_gets_its_input_arguments_and_environment() {
     let Some(image) = image(test, folder.path(), script).await else { return };
     let log = Arc::new(Log::default());
     let mut sandbox = image.clone().start().await.unwrap();
-    assert!(image.private_bytes() > 8 << 20, "{}", image.private_bytes());
+    let private = image.private_bytes();
+    assert!((1..8 << 20).contains(&private), "it shares the image's memory: {private}");
     let reply = sandbox.invoke(call("abc ", 100, PATIENCE, &log)).await.unwrap();
     assert_eq!((reply.exit, reply.output.as_ref()), (ExitStatus::Code(3), &b"ABC one more script\n"[..]));
     assert_eq!(*log.0.lock().unwrap(), "logged\n");
     assert!(reply.timings.first_byte.unwrap() <= reply.timings.run);
     drop(sandbox);
     assert_eq!(image.private_bytes(), 0);
+}
+
+#[tokio::test]
+async fn a_function_is_fed_where_it_waits_for_its_input() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = "nonce=$(head -c 8 /dev/urandom | od -An -tx1); echo begun; read word; echo $nonce $word";
+    let test = "a_function_is_fed_where_it_waits_for_its_input";
+    let Some(image) = image(test, folder.path(), script).await else { return };
+    let log = Arc::new(Log::default());
+    let mut outputs = Vec::new();
+    for env in [vec![], vec![], vec![("OTHER".to_owned(), "x".to_owned())]] {
+        let reply = invoke(&image, Invocation { env, ..call("word\n", 100, PATIENCE, &log) }).await.unwrap();
+        outputs.push(String::from_utf8_lossy(&reply.output).into_owned());
+    }
+    assert!(outputs[0].starts_with("begun\n") && outputs[0].ends_with("word\n"), "{outputs:?}");
+    assert_eq!(outputs[0], outputs[1], "what it did before it waited was done once");
+    assert_ne!(outputs[0], outputs[2], "with an environment of its own it begins anew");
+}
+
+#[tokio::test]
+async fn a_function_that_never_waits_runs_from_its_beginning() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = "echo $((2 + $(cat /count 2> /dev/null || echo 0))) | tee /count";
+    let test = "a_function_that_never_waits_runs_from_its_beginning";
+    let Some(image) = image(test, folder.path(), script).await else { return };
+    let log = Arc::new(Log::default());
+    for _ in 0..2 {
+        let reply =
+            invoke(&image, Invocation { env: vec![], ..call("", 100, PATIENCE, &log) }).await.unwrap();
+        let told = (reply.exit, log.0.lock().unwrap().clone());
+        assert_eq!(reply.output.as_ref(), b"2\n", "no run is seen by another: {told:?}");
+    }
 }
 
 #[tokio::test]

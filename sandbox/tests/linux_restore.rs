@@ -207,3 +207,63 @@ async fn an_hour_later_the_time_is_right_and_an_old_snapshot_is_good() {
     let time: u128 = run(&mut guest, "date +%s%3N").await.trim().parse().unwrap();
     assert!((earliest..=now()).contains(&time), "{earliest} {time} {}", now());
 }
+
+/// Runs on in the guest while it is saved: reads and writes over 9p, draws random bytes, sleeps; says how often all was well.
+/// A file's name goes with its bytes: the saved guest goes on for a while beside the restored one, and writes the same.
+const LOAD: &str = r#"
+import hashlib, os, time
+sum = lambda path: hashlib.md5(open(path, 'rb').read()).hexdigest()
+first, last, count = sum('/data/blob'), time.monotonic(), 0
+while True:
+    assert sum('/data/blob') == first, 'what was read changed'
+    text = os.urandom(20000)
+    own = '/data/own-' + text[:8].hex()
+    with open(own, 'wb') as file:
+        file.write(text)
+    assert open(own, 'rb').read() == text, 'what was written changed'
+    time.sleep(0.001)
+    now = time.monotonic()
+    assert last < now < last + 600, 'time jumped'
+    last, count = now, count + 1
+    with open('/tmp/count.new', 'w') as file:
+        file.write(str(count))
+    os.rename('/tmp/count.new', '/tmp/count')
+"#;
+
+/// Each guest comes from the one before, a diff over a diff, in the midst of its work. `NOVUM_RESTORES` says how often.
+#[tokio::test]
+async fn restores_in_a_row_under_load_lose_nothing() {
+    let Some(kernel) = ours("restores_in_a_row_under_load_lose_nothing") else { return };
+    let rounds: usize = std::env::var("NOVUM_RESTORES").map_or(4, |count| count.parse().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("store")).unwrap();
+    let data = folder.path().join("data");
+    std::fs::create_dir_all(&data).unwrap();
+    let blob: Vec<u8> =
+        (0..300_000u32).flat_map(|word| word.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    std::fs::write(data.join("blob"), &blob).unwrap();
+    std::fs::write(data.join("load"), LOAD).unwrap();
+    let directory = Directory { source: data, target: "/data".into(), read_only: false };
+    let config = GuestConfig { directories: vec![directory], vcpus: 2, ..config(kernel) };
+    let mut guest = Guest::boot(config.clone()).await.unwrap();
+    run(&mut guest, "setsid python3 /data/load > /tmp/log 2>&1 < /dev/null &").await;
+    let begun = "until [ -e /tmp/count ]; do [ -s /tmp/log ] && cat /tmp/log >&2 && exit 1; sleep 0.1; done
+        head -c 9 /dev/urandom > /tmp/nonce";
+    run(&mut guest, begun).await;
+    let nonce = run(&mut guest, "od /tmp/nonce").await;
+    for round in 0..rounds {
+        let count = run(&mut guest, "cat /tmp/count").await;
+        let snapshot = save(&mut guest, &store).await;
+        drop(guest);
+        guest = Guest::restore(&snapshot, &identity(&format!("guest{round}"), &config)).await.unwrap();
+        let script = format!(
+            "until [ $(cat /tmp/count) -gt $(({count} + 2)) ]; do
+            [ -s /tmp/log ] && cat /tmp/log >&2 && exit 1; sleep 0.05; done; od /tmp/nonce; hostname"
+        );
+        assert_eq!(run(&mut guest, &script).await, format!("{nonce}guest{round}\n"), "round {round}");
+        // Through the agent's stream and back: more than fits into any buffer on the way.
+        let log = Arc::new(Log::default());
+        let done = guest.run(&sh("cat"), streams(&blob, &log)).await.unwrap();
+        assert!(done.output == blob, "round {round}: {} bytes", done.output.len());
+    }
+}

@@ -19,10 +19,8 @@ fn until(machine: &Machine, console: &Console, text: &str) {
 }
 
 fn save(machine: &Machine, store: &Store) -> Snapshot {
-    machine.pause().unwrap();
-    let digest = machine.save(store, |_| Ok(())).unwrap();
-    machine.resume().unwrap();
-    Snapshot::open(store, &digest).unwrap()
+    let saved = machine.snapshot(store, |_| Ok(())).unwrap();
+    Snapshot::open(store, &saved.digest).unwrap()
 }
 
 /// Counts, with a nonce that is drawn at the boot.

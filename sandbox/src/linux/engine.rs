@@ -1,21 +1,20 @@
 //! The engine contract on top of [`Guest`]: a function is a root directory and a command in it; each sandbox is a guest
-//! of its own, booted at its start.
+//! of its own, restored from the function's image (`image.rs`).
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use parking_lot::Mutex;
 
+use super::End;
 use super::guest::{
-    BootError, Command, CommandEnd, CommandError, Directory, Guest, GuestConfig, Kernel, Root, Streams,
+    BootError, Command, CommandEnd, CommandError, Directory, Done, Guest, GuestConfig, Kernel, Root, Streams,
 };
+use super::image::{LinuxImage, Template};
 use super::layout::PAGE;
-use super::memory::Memory;
-use super::{End, sys};
-use crate::engine::{Engine, ExitStatus, Fault, Image, Invocation, Renewal, Reply, Sandbox, Timings};
+use crate::engine::{Engine, ExitStatus, Fault, Image, LogSink, Reply, Timings};
 use crate::engines::EngineConfig;
 use crate::error::Error;
 use crate::function::{ArtifactFormat, EngineKind, Function};
@@ -29,8 +28,6 @@ const BOOT_PATIENCE: Duration = Duration::from_secs(120);
 const LONE_PROGRAM_DIR: &str = "app";
 /// Where programs are looked for, unless the manifest says it.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// What the host keeps for a guest beside its memory: threads, rings, KVM's own tables.
-const HOST_BYTES: u64 = 2 << 20;
 
 /// The linux engine.
 #[derive(Debug)]
@@ -38,6 +35,8 @@ pub struct LinuxEngine {
     kernels: PathBuf,
     /// Where programs that were deployed alone become directories.
     programs: PathBuf,
+    /// Where images are while they are made.
+    images: PathBuf,
     max_memory_bytes: u64,
 }
 
@@ -51,11 +50,12 @@ impl LinuxEngine {
         Ok(Self {
             kernels: config.kernels.clone(),
             programs: config.cache.join("linux"),
+            images: config.cache.join("linux-images"),
             max_memory_bytes: config.max_memory_bytes,
         })
     }
 
-    fn image(&self, function: &Function) -> Result<LinuxImage, Error> {
+    fn template(&self, function: &Function) -> Result<Template, Error> {
         let manifest = &function.manifest;
         let refuse = |field: &str, reason: String| Err(Error::Manifest { field: field.into(), reason });
         let memory = manifest.memory_bytes;
@@ -80,7 +80,7 @@ impl LinuxEngine {
             env.push(("PATH".into(), DEFAULT_PATH.into()));
         }
         let args = std::iter::once(program).chain(manifest.args.iter().cloned()).collect();
-        Ok(LinuxImage {
+        Ok(Template {
             guest: GuestConfig {
                 kernel,
                 memory_bytes: memory.next_multiple_of(PAGE),
@@ -91,7 +91,7 @@ impl LinuxEngine {
                 patience: BOOT_PATIENCE,
             },
             command: Command { args, env, ..Command::default() },
-            live: Mutex::default(),
+            patience: manifest.timeout,
         })
     }
 
@@ -173,82 +173,8 @@ impl Engine for LinuxEngine {
     }
 
     async fn prepare(&self, function: Arc<Function>) -> Result<Arc<dyn Image>, Error> {
-        Ok(Arc::new(self.image(&function)?))
-    }
-}
-
-/// A function that can be started.
-#[derive(Debug)]
-struct LinuxImage {
-    guest: GuestConfig,
-    command: Command,
-    /// The memory of the living guests.
-    live: Mutex<Vec<Weak<Memory>>>,
-}
-
-impl LinuxImage {
-    async fn boot(&self) -> Result<Guest, Error> {
-        let guest = Guest::boot(self.guest.clone()).await?;
-        let mut live = self.live.lock();
-        live.retain(|memory| memory.strong_count() > 0);
-        live.push(guest.memory());
-        Ok(guest)
-    }
-}
-
-#[async_trait]
-impl Image for LinuxImage {
-    async fn start(self: Arc<Self>) -> Result<Box<dyn Sandbox>, Error> {
-        let guest = self.boot().await?;
-        Ok(Box::new(LinuxSandbox { image: self, guest: Some(guest) }))
-    }
-
-    fn renewal(&self) -> Renewal {
-        Renewal::Restart
-    }
-
-    fn private_bytes(&self) -> u64 {
-        let living: Vec<_> = self.live.lock().iter().filter_map(Weak::upgrade).collect();
-        living.iter().map(|memory| sys::resident_bytes(memory) + HOST_BYTES).sum()
-    }
-}
-
-/// One guest.
-struct LinuxSandbox {
-    image: Arc<LinuxImage>,
-    /// `None` when it has ended, or a command was left running in it.
-    guest: Option<Guest>,
-}
-
-#[async_trait]
-impl Sandbox for LinuxSandbox {
-    async fn invoke(&mut self, call: Invocation) -> Result<Reply, Error> {
-        // Taken out, so that a run that is given up leaves no guest behind.
-        let ended = || Error::host("run the command", "the guest has ended");
-        let mut guest = self.guest.take().ok_or_else(ended)?;
-        let mut command = self.image.command.clone();
-        for (name, value) in call.env {
-            command.env.retain(|(other, _)| *other != name);
-            command.env.push((name, value));
-        }
-        let streams = Streams {
-            input: call.input,
-            output: call.output,
-            log: call.log.clone(),
-            control: None,
-            deadline: call.deadline,
-        };
-        let reply = guest.reply(&command, streams).await?;
-        if guest.is_running() {
-            self.guest = Some(guest);
-        }
-        Ok(reply)
-    }
-
-    async fn reset(&mut self) -> Result<(), Error> {
-        self.guest = None;
-        self.guest = Some(self.image.boot().await?);
-        Ok(())
+        let template = self.template(&function)?;
+        Ok(Arc::new(LinuxImage::make(template, &self.images).await?))
     }
 }
 
@@ -260,7 +186,18 @@ impl Guest {
     /// As [`Sandbox::invoke`].
     pub async fn reply(&mut self, command: &Command, streams: Streams) -> Result<Reply, Error> {
         let log = streams.log.clone();
-        match self.run(command, streams).await {
+        let done = self.run(command, streams).await;
+        self.reply_of(done, &*log, command)
+    }
+
+    /// The reply of a run of `command`.
+    pub(super) fn reply_of(
+        &self,
+        done: Result<Done, CommandError>,
+        log: &dyn LogSink,
+        command: &Command,
+    ) -> Result<Reply, Error> {
+        match done {
             Ok(done) => {
                 let timings = Timings { resumed: done.started, run: done.run, first_byte: done.first_byte };
                 Ok(Reply { exit: exit_status(done.end), output: Bytes::from(done.output), timings })
@@ -277,7 +214,7 @@ impl Guest {
                     timings: Timings::default(),
                 })
             }
-            Err(error) => Err(command_error(error, command.args.first().map_or("", String::as_str))),
+            Err(error) => Err(command_error(error, command)),
         }
     }
 }
@@ -304,7 +241,8 @@ impl From<BootError> for Error {
     }
 }
 
-fn command_error(error: CommandError, program: &str) -> Error {
+pub(super) fn command_error(error: CommandError, command: &Command) -> Error {
+    let program = command.args.first().map_or("", String::as_str);
     match error {
         CommandError::NotStarted { reason, .. } => Error::Artifact {
             engine: EngineKind::Linux,
@@ -325,7 +263,12 @@ mod tests {
     use crate::function::{Artifact, Manifest, Share};
 
     fn engine(cache: &Path) -> LinuxEngine {
-        LinuxEngine { kernels: cache.join("none"), programs: cache.join("linux"), max_memory_bytes: 1 << 30 }
+        LinuxEngine {
+            kernels: cache.join("none"),
+            programs: cache.join("linux"),
+            images: cache.join("images"),
+            max_memory_bytes: 1 << 30,
+        }
     }
 
     fn function(format: ArtifactFormat, path: &Path, entry: &str) -> Function {
@@ -373,7 +316,7 @@ mod tests {
     fn without_a_kernel_the_user_is_told_how_to_get_one() {
         let cache = tempfile::tempdir().unwrap();
         let function = function(ArtifactFormat::Tar, Path::new("/deployed"), "bin/run");
-        let error = engine(cache.path()).image(&function).unwrap_err();
+        let error = engine(cache.path()).template(&function).err().unwrap();
         assert!(error.to_string().contains("novum kernel build"), "{error}");
     }
 

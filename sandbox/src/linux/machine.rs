@@ -5,7 +5,7 @@ use std::io::Write;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -30,7 +30,7 @@ use super::error::Error;
 use super::layout::{self, MAX_VCPUS, SERIAL_GSI, SERIAL_PORT, SLEEP_CONTROL_PORT, Slot, VIRTIO_MMIO_SIZE};
 use super::memory::{self, Memory};
 use super::pause::Gate;
-use super::snapshot::{self, MachineState, Processors, SnapshotError, Uart, device_owner};
+use super::snapshot::{self, Copy, MachineState, Processors, SnapshotError, Uart, device_owner};
 use super::sys;
 use super::vcpu::{self, Runner};
 use super::virtio::VirtioDevice;
@@ -103,6 +103,15 @@ impl Device {
 
 /// Serial ports have eight registers.
 const SERIAL_PORTS: u64 = 8;
+
+/// A machine that was saved.
+#[derive(Clone, Copy, Debug)]
+pub struct Saved {
+    /// The snapshot.
+    pub digest: Digest,
+    /// How long the machine stood.
+    pub stood: Duration,
+}
 
 /// A guest that was started. Dropping it stops it.
 pub struct Machine {
@@ -224,20 +233,64 @@ impl Machine {
         Ok(())
     }
 
-    /// Writes the paused machine to `store`: as a diff where it came from a snapshot that is there. `more` adds sections.
+    /// Saves the machine to `store`: as a diff where it came from a snapshot that is there. `more` adds sections. The
+    /// machine stands while its state is read and what counts of its memory is copied, and then goes on.
     ///
     /// # Errors
-    /// Where the store fails; it then holds nothing new.
+    /// Where it has ended, or KVM or the store fails; the store then holds nothing new.
+    pub fn snapshot(
+        &self,
+        store: &Store,
+        more: impl FnOnce(&mut Writer) -> Result<(), WriteError>,
+    ) -> Result<Saved, SnapshotError> {
+        let parent = self.parent_in(store);
+        let mut copy = Copy::prepare(&self.memory, self.made.memory_bytes, parent.is_some())?;
+        let begun = Instant::now();
+        self.pause()?;
+        let writer = self.save_state(store, parent, more).and_then(|writer| {
+            copy.take(&self.memory)?;
+            Ok(writer)
+        });
+        self.resume()?;
+        let stood = begun.elapsed();
+        let mut writer = writer?;
+        copy.write(&mut writer)?;
+        Ok(Saved { digest: writer.publish()?, stood })
+    }
+
+    /// Saves a paused machine, which stays paused, in the same way.
+    ///
+    /// # Errors
+    /// As [`Self::snapshot`].
     pub fn save(
         &self,
         store: &Store,
         more: impl FnOnce(&mut Writer) -> Result<(), WriteError>,
     ) -> Result<Digest, SnapshotError> {
+        let parent = self.parent_in(store);
+        let mut copy = Copy::prepare(&self.memory, self.made.memory_bytes, parent.is_some())?;
+        let mut writer = self.save_state(store, parent, more)?;
+        copy.take(&self.memory)?;
+        copy.write(&mut writer)?;
+        Ok(writer.publish()?)
+    }
+
+    /// What a snapshot in `store` can be a diff over.
+    fn parent_in(&self, store: &Store) -> Option<&Snapshot> {
+        let below = |parent: &&Snapshot| parent.depth() + 1 < MAX_DEPTH && store.contains(&parent.digest());
+        self.parent.as_ref().filter(below)
+    }
+
+    /// Everything but the memory, of the paused machine.
+    fn save_state(
+        &self,
+        store: &Store,
+        parent: Option<&Snapshot>,
+        more: impl FnOnce(&mut Writer) -> Result<(), WriteError>,
+    ) -> Result<Writer, SnapshotError> {
         let host = vm::host().map_err(|error| SnapshotError::Refused(error.to_string()))?;
         let vcpus: Vec<_> = self.threads.iter().map(|thread| thread.vcpu.lock()).collect();
         let processors = Processors::read(host, &self.vm, self.made.pit, vcpus.iter().map(|vcpu| &**vcpu))?;
-        let below = |parent: &&Snapshot| parent.depth() + 1 < MAX_DEPTH && store.contains(&parent.digest());
-        let parent = self.parent.as_ref().filter(below);
         let mut writer = processors.writer(store, parent)?;
         writer.put("", &self.made)?;
         writer.put(snapshot::SERIAL_OWNER, &self.com1.lock().state())?;
@@ -245,8 +298,13 @@ impl Machine {
             transport.lock().save(&device_owner(index), &mut writer)?;
         }
         more(&mut writer)?;
-        snapshot::save_memory(&self.memory, parent, &mut writer)?;
-        Ok(writer.publish()?)
+        Ok(writer)
+    }
+
+    /// Bytes of its memory that are its own, not shared with a snapshot or the kernel's file.
+    #[must_use]
+    pub fn private_bytes(&self) -> u64 {
+        snapshot::private_bytes(&self.memory)
     }
 
     /// Waits until the guest has ended; `None` when `deadline` passed first (the guest then runs on).

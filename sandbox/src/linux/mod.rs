@@ -15,6 +15,7 @@ pub mod error;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 pub mod guest;
+mod image;
 pub mod layout;
 pub mod machine;
 mod memory;
@@ -28,7 +29,7 @@ pub use devices::{balloon, block, console, net, vsock};
 pub use end::End;
 pub use engine::{DEFAULT_PATH, LinuxEngine};
 pub use error::Error;
-pub use machine::{Device, Machine, MachineConfig};
+pub use machine::{Device, Machine, MachineConfig, Saved};
 pub use snapshot::SnapshotError;
 pub use virtio::StateError;
 

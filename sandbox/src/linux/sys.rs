@@ -72,9 +72,21 @@ pub(crate) fn map_file(
 /// The bytes of a region whose guest stands and whose devices are paused: nobody writes to them.
 pub(crate) fn bytes(region: &vm_memory::GuestRegionMmap<()>) -> &[u8] {
     // SAFETY: the mapping is readable and lives as long as the region that is borrowed. No vCPU runs and no device works
-    // while it is used, which the only caller, saving a paused machine, sees to; a host program that changed the file of a
+    // while it is used, which the callers, copying from a paused machine and writing that copy, see to; a host program that changed the file of a
     // private mapping would change bytes, which are looked at and copied, and mean nothing to this process.
     unsafe { std::slice::from_raw_parts(region.as_ptr(), region.len() as usize) }
+}
+
+/// Makes `length` bytes of a region of ours present and writable ahead of their use. Where the kernel cannot, they become so
+/// when they are written.
+pub(crate) fn populate(region: &vm_memory::GuestRegionMmap<()>, offset: u64, length: u64) {
+    let within = offset.checked_add(length).is_some_and(|end| end <= region.len());
+    assert!(within && offset.is_multiple_of(PAGE), "whole pages of the region");
+    // SAFETY: the range lies in the region's mapping, as was checked; populating changes no byte of it.
+    unsafe {
+        let at = region.as_ptr().add(offset as usize);
+        libc::madvise(at.cast(), length as usize, libc::MADV_POPULATE_WRITE);
+    }
 }
 
 /// Gives the memory of `length` bytes at `at`, whole pages of one region, back to the host: what the guest finds there

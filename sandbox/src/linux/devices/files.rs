@@ -255,7 +255,8 @@ mod tests {
         let mut locks = Locks::default();
         locks.note(Lock { kind: LockKind::Write, start: 0, length: 0 });
         let holes = (0..i64::MAX).map(|at| Lock { kind: LockKind::Unlock, start: at * 2, length: 1 });
-        let made = holes.take_while(|hole| locks.has_room(*hole).inspect(|()| locks.note(*hole)).is_ok()).count();
+        let made =
+            holes.take_while(|hole| locks.has_room(*hole).inspect(|()| locks.note(*hole)).is_ok()).count();
         assert_eq!((made, locks.0.len()), (MOST_LOCKS, MOST_LOCKS));
         let all = Lock { kind: LockKind::Unlock, start: 0, length: 0 };
         assert!(locks.has_room(all).is_ok());

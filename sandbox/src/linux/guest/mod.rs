@@ -252,6 +252,8 @@ pub struct Guest {
     places: Places,
     /// The command that waited for its input when the guest was saved.
     begun: Option<run::Begun>,
+    /// How long it stood when it was saved last.
+    stood: Duration,
 }
 
 impl Guest {
@@ -282,7 +284,16 @@ impl Guest {
             .await
             .unwrap_or_else(|_| Err(BootError::TooSlow { after, console: console.tail() }))?;
         let (machine, places) = (Arc::new(machine), Places::of(&config.root, &config.directories));
-        Ok(Self { machine, channel, console, commands: 0, kernel, places, begun: None })
+        Ok(Self {
+            machine,
+            channel,
+            console,
+            commands: 0,
+            kernel,
+            places,
+            begun: None,
+            stood: Duration::ZERO,
+        })
     }
 
     /// Runs a command to its end. Giving the future up, or an error, leaves the command running: end the guest then.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use novum_proto::guest::PORT;
-use novum_proto::guest::v1::{Adopt, to_guest, to_host};
+use novum_proto::guest::v1::{Adopt, Signal, to_guest, to_host};
 use novum_snapshot::{Digest, Snapshot, State, Store};
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,9 @@ use super::{
 };
 use crate::linux::vsock::{Stream, Vsock};
 use crate::linux::{Machine, SnapshotError};
+
+/// As Linux numbers it.
+const SIGKILL: u32 = 9;
 
 /// Who a restored guest is.
 #[derive(Clone, Debug)]
@@ -98,6 +101,13 @@ impl Guest {
         self.begun.is_some()
     }
 
+    /// Ends the command that waits for its input, if there is one.
+    pub fn give_up_begun(&mut self) {
+        if let Some(begun) = self.begun.take() {
+            self.channel.push(to_guest::Message::Signal(Signal { command: begun.number, number: SIGKILL }));
+        }
+    }
+
     /// Runs the command that waits for its input to its end.
     ///
     /// # Errors
@@ -128,17 +138,26 @@ impl Guest {
             begun: self.begun.clone(),
         };
         let (machine, store) = (self.machine.clone(), store.clone());
-        let work = move || {
-            machine.pause()?;
-            let saved = machine.save(&store, |writer| writer.put("", &state));
-            machine.resume()?;
-            saved
-        };
+        let work = move || machine.snapshot(&store, |writer| writer.put("", &state));
         // It takes milliseconds: not on a thread that serves others.
-        tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+        let saved = tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
             let source = std::io::Error::other(error);
             Err(SnapshotError::Host { doing: "saving the guest", source })
-        })
+        })?;
+        self.stood = saved.stood;
+        Ok(saved.digest)
+    }
+
+    /// How long it stood when it was saved last.
+    #[must_use]
+    pub fn stood(&self) -> Duration {
+        self.stood
+    }
+
+    /// Bytes of its memory that are its own, not shared with the snapshot it came from.
+    #[must_use]
+    pub fn private_bytes(&self) -> u64 {
+        self.machine.private_bytes()
     }
 
     /// A guest that goes on where the saved one stood, as somebody of its own.
@@ -179,7 +198,7 @@ impl Guest {
             .await
             .unwrap_or_else(|_| Err(BootError::TooSlow { after, console: console.tail() }))?;
         let AgentState { kernel, commands, places, begun, .. } = state;
-        Ok(Self { machine, channel, console, commands, kernel, places, begun })
+        Ok(Self { machine, channel, console, commands, kernel, places, begun, stood: Duration::ZERO })
     }
 
     /// As many guests as there are identities, each of which goes on from here as somebody of its own; this one goes on

@@ -8,34 +8,111 @@ use std::io;
 use std::ops::Range;
 
 use novum_snapshot::{Layout, PageSet, Region, Snapshot, Source, Writer};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress,
+};
 
 use super::SnapshotError;
 use crate::linux::layout::PAGE;
 use crate::linux::memory::{self, Memory};
 use crate::linux::sys;
 
-/// Puts all of `memory` into `writer`, a base or a diff over `parent`. Nobody may write to it meanwhile.
-pub(crate) fn save(
-    memory: &Memory,
-    parent: Option<&Snapshot>,
-    writer: &mut Writer,
-) -> Result<u64, SnapshotError> {
-    let regions = memory.iter().map(|region| {
-        let bytes = sys::bytes(region);
-        let at = bytes.as_ptr();
-        let mut pages = PageSet::private(at, bytes.len())?;
-        if parent.is_none() {
-            let files = from_files(at as u64..at as u64 + bytes.len() as u64)?;
-            pages = pages.runs().chain(files).collect();
+/// Shortest gap between runs of pages that a diff leaves out; shorter ones are stored, as a run costs more at each start.
+const LEAST_GAP: u64 = 2;
+/// Most runs of a region in a diff.
+const MOST_RUNS: usize = 1024;
+
+/// A copy of what counts in a machine's memory, made while the machine stands, so that it need not stand while the copy
+/// is written.
+pub(crate) struct Copy {
+    /// Zeroes where nothing was copied.
+    memory: Memory,
+    diff: bool,
+    /// What was copied of each region.
+    pages: Vec<PageSet>,
+}
+
+impl Copy {
+    /// Makes room for a copy of `memory`, as a base or as a diff over where it came from: what counts now is the
+    /// best guess of what will count when the machine stands.
+    pub(crate) fn prepare(memory: &Memory, bytes: u64, diff: bool) -> Result<Self, SnapshotError> {
+        let copy = memory::allocate(bytes).map_err(|error| SnapshotError::Refused(error.to_string()))?;
+        for (from, to) in memory.iter().zip(copy.iter()) {
+            for run in counting(from, diff)?.runs() {
+                sys::populate(to, run.start * PAGE, (run.end - run.start) * PAGE);
+            }
         }
-        let region = Region::new(region.start_addr().0, Source::Slice(bytes));
-        Ok(Region { pages: Some(pages), ..region })
-    });
-    let regions = regions.collect::<io::Result<Vec<_>>>();
-    let regions = regions.map_err(SnapshotError::host("finding out which memory the guest uses"))?;
-    let layout = if parent.is_some() { Layout::diff() } else { Layout::default() };
-    Ok(writer.memory(&regions, &layout)?)
+        Ok(Self { memory: copy, diff, pages: Vec::new() })
+    }
+
+    /// Copies from `memory`, to which nobody may write meanwhile.
+    pub(crate) fn take(&mut self, memory: &Memory) -> Result<(), SnapshotError> {
+        for (from, to) in memory.iter().zip(self.memory.iter()) {
+            let pages = counting(from, self.diff)?;
+            let bytes = sys::bytes(from);
+            for run in pages.runs() {
+                let at = run.start * PAGE;
+                let piece = &bytes[at as usize..(run.end * PAGE) as usize];
+                let copied = to.write_slice(piece, MemoryRegionAddress(at));
+                copied.map_err(|error| SnapshotError::Refused(error.to_string()))?;
+            }
+            self.pages.push(pages);
+        }
+        Ok(())
+    }
+
+    /// Puts the copy into `writer`, a base or a diff as was said.
+    pub(crate) fn write(&self, writer: &mut Writer) -> Result<u64, SnapshotError> {
+        let mut regions = Vec::new();
+        for (region, pages) in self.memory.iter().zip(&self.pages) {
+            let source = Source::Slice(sys::bytes(region));
+            regions.push(Region { pages: Some(pages.clone()), ..Region::new(region.start_addr().0, source) });
+        }
+        // Gaps of a diff were filled from the memory; the copy has nothing to fill more with.
+        let layout =
+            if self.diff { Layout { min_gap_pages: 1, max_runs: usize::MAX } } else { Layout::default() };
+        Ok(writer.memory(&regions, &layout)?)
+    }
+}
+
+/// The pages of a region that count.
+fn counting(region: &GuestRegionMmap<()>, diff: bool) -> Result<PageSet, SnapshotError> {
+    let (at, len) = (region.as_ptr(), region.len());
+    let failed = SnapshotError::host("finding out which memory the guest uses");
+    let find = || {
+        let pages = PageSet::private(at, len as usize)?;
+        if diff {
+            return Ok(close_gaps(&pages));
+        }
+        Ok(pages.runs().chain(from_files(at as u64..at as u64 + len)?).collect())
+    };
+    find().map_err(failed)
+}
+
+/// With the pages of short gaps, so that there are not too many runs.
+fn close_gaps(pages: &PageSet) -> PageSet {
+    let mut least = LEAST_GAP;
+    loop {
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        for run in pages.runs() {
+            match runs.last_mut() {
+                Some(last) if run.start - last.end < least => last.end = run.end,
+                _ => runs.push(run),
+            }
+        }
+        if runs.len() <= MOST_RUNS {
+            return runs.into_iter().collect();
+        }
+        least *= 2;
+    }
+}
+
+/// Bytes of `memory` that are this machine's own and not shared with a file; 0 where that cannot be found out.
+pub(crate) fn private_bytes(memory: &Memory) -> u64 {
+    let pages = |region: &GuestRegionMmap<()>| {
+        PageSet::private(region.as_ptr(), region.len() as usize).map_or(0, |pages| pages.pages())
+    };
+    memory.iter().map(pages).sum::<u64>() * PAGE
 }
 
 /// The pages of `range`, numbered from its start, that are mapped from files.
@@ -80,7 +157,6 @@ pub(crate) fn restore(snapshot: &Snapshot, bytes: u64) -> Result<Memory, Snapsho
 #[cfg(test)]
 mod tests {
     use novum_snapshot::{Host, Store};
-    use vm_memory::Bytes;
 
     use super::*;
 
@@ -101,7 +177,9 @@ mod tests {
                 None => Writer::base(&store, Host::new(["x"])).unwrap(),
                 Some(parent) => Writer::diff(&store, Host::new(["x"]), parent).unwrap(),
             };
-            let stored = save(memory, parent, &mut writer).unwrap();
+            let mut copy = Copy::prepare(memory, size, parent.is_some()).unwrap();
+            copy.take(memory).unwrap();
+            let stored = copy.write(&mut writer).unwrap();
             (stored, Snapshot::open(&store, &writer.publish().unwrap()).unwrap())
         };
         let (stored, base) = publish(&first, None);
@@ -116,6 +194,47 @@ mod tests {
         assert_eq!([33 << 20, 34 << 20, 1 << 20].map(|at| word(&third, at) & 0xff), [42, 43, 7]);
         assert_eq!(word(&first, 34 << 20), 0);
         assert!(restore(&base, size + PAGE).is_err(), "another size of memory is refused");
+    }
+
+    #[test]
+    fn short_gaps_are_closed_and_all_of_them_where_there_are_too_many() {
+        let set: PageSet = [0..1, 2..3, 5..6].into_iter().collect();
+        assert_eq!(close_gaps(&set).runs().collect::<Vec<_>>(), [0..3, 5..6]);
+        let many: PageSet = (0..5000)
+            .map(|index| index * 8..index * 8 + 1)
+            .chain(std::iter::once(100_000..100_001))
+            .collect();
+        assert_eq!(close_gaps(&many).runs().collect::<Vec<_>>(), [0..39_993, 100_000..100_001]);
+    }
+
+    #[test]
+    fn pages_in_the_gaps_of_a_diff_keep_what_the_parent_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let size = 32 << 20;
+        let fill = |memory: &Memory, pages: &[u64], value: u64| {
+            for page in pages {
+                memory.write_obj(value + page, GuestAddress(page * PAGE)).unwrap();
+            }
+        };
+        let publish = |memory: &Memory, mut writer: Writer, diff| {
+            let mut copy = Copy::prepare(memory, size, diff).unwrap();
+            copy.take(memory).unwrap();
+            copy.write(&mut writer).unwrap();
+            Snapshot::open(&store, &writer.publish().unwrap()).unwrap()
+        };
+        let memory = memory::allocate(size).unwrap();
+        fill(&memory, &(0..64).collect::<Vec<_>>(), 1000);
+        let base = publish(&memory, Writer::base(&store, Host::new(["x"])).unwrap(), false);
+        let memory = restore(&base, size).unwrap();
+        fill(&memory, &[1, 3, 5, 20, 22], 5000);
+        let diff = publish(&memory, Writer::diff(&store, Host::new(["x"]), &base).unwrap(), true);
+        let memory = restore(&diff, size).unwrap();
+        for page in 0..64 {
+            let changed = [1, 3, 5, 20, 22].contains(&page);
+            let expected = page + if changed { 5000 } else { 1000 };
+            assert_eq!(memory.read_obj::<u64>(GuestAddress(page * PAGE)).unwrap(), expected, "page {page}");
+        }
     }
 
     #[test]

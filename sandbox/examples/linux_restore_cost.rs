@@ -1,0 +1,153 @@
+//! What saving and restoring a Linux guest costs: restore to first reply against boot to first reply, how long a guest
+//! stands to be saved, and memory of forks.
+//!
+//! Counted in instructions in the rig (docs/linux-engine.md, "Measured"), because there 1 ns of virtual time is 1
+//! instruction:
+//!
+//! ```text
+//! cargo build -p novum-sandbox --no-default-features --features vm --example linux_restore_cost
+//! cargo xtask rig --icount --memory 2048 -- target/debug/examples/linux_restore_cost
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use novum_sandbox::linux::guest::{Command, Done, Guest, GuestConfig, Identity, Kernel, Root, Streams};
+use novum_sandbox::{Input, LogSink, Output};
+use novum_snapshot::{Snapshot, Store};
+
+const MEMORY_BYTES: u64 = 128 << 20;
+const ROUNDS: usize = 5;
+/// Files here cost no host I/O while something is measured.
+const FAST: &str = "/dev/shm";
+const PATIENCE: Duration = Duration::from_secs(600);
+const FORKS: [usize; 3] = [1, 10, 50];
+
+struct Nowhere;
+
+impl LogSink for Nowhere {
+    fn write(&self, _: &[u8]) {}
+}
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let home = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
+    let found = Kernel::find(&home.ok_or("neither XDG_CACHE_HOME nor HOME is set")?.join("novum/kernels"))?;
+    let folder = Path::new(FAST).join("linux_restore_cost");
+    let root = folder.join("root/bin");
+    std::fs::create_dir_all(&root)?;
+    let image = folder.join("vmlinux");
+    std::fs::copy(&found.image, &image)?;
+    std::fs::copy("/bin/busybox", root.join("busybox"))?;
+    let config = GuestConfig {
+        kernel: Kernel { image, modules: found.modules },
+        memory_bytes: MEMORY_BYTES,
+        vcpus: 1,
+        root: Root::Layers(vec![folder.join("root")]),
+        directories: Vec::new(),
+        hostname: "cost".into(),
+        patience: PATIENCE,
+    };
+    println!("{} MiB, 1 vCPU, kernel {}", MEMORY_BYTES >> 20, found.image.display());
+    let args = ["/bin/busybox", "cat"].map(str::to_owned).to_vec();
+    let cat = Command { args, ..Command::default() };
+    let store = Store::open(folder.join("store"))?;
+    let mut snapshot = None;
+    for round in 1..=2 {
+        let begun = Instant::now();
+        let mut guest = Guest::boot(config.clone()).await?;
+        check(&guest.run(&cat, streams()).await?)?;
+        println!("boot {round}: start to first reply {:.1} M", million(begun.elapsed()));
+        if !guest.begin(&cat, PATIENCE).await? {
+            return Err("cat did not wait".into());
+        }
+        let begun = Instant::now();
+        let digest = guest.snapshot(&store).await?;
+        let (whole, stood) = (million(begun.elapsed()), million(guest.stood()));
+        let file = std::fs::metadata(store.path(&digest))?.len() >> 10;
+        println!("save {round}: {whole:.2} M, of which the guest stood {stood:.2} M; file of {file} KiB");
+        snapshot = Some(Snapshot::open(&store, &digest)?);
+    }
+    let snapshot = snapshot.ok_or("no snapshot")?;
+    let runs = snapshot.mapping_plan().runs().count();
+    println!("the snapshot maps {runs} runs");
+    let identity = Identity {
+        hostname: "restored".into(),
+        machine_id: None,
+        root: config.root.clone(),
+        directories: Vec::new(),
+        patience: PATIENCE,
+    };
+    for round in 1..=ROUNDS {
+        let (begun, faults) = (Instant::now(), minor_faults()?);
+        let mut guest = Guest::restore(&snapshot, &identity).await?;
+        let (restored, private) = (begun.elapsed(), guest.private_bytes() >> 10);
+        check(&guest.go_on(streams()).await?)?;
+        let reply = begun.elapsed();
+        let faults = minor_faults()? - faults;
+        println!(
+            "restore {round}: itself after {:.2} M, first reply after {:.2} M; {faults} page faults, {private} KiB private",
+            million(restored),
+            million(reply),
+        );
+        let begun = Instant::now();
+        guest.snapshot(&store).await?;
+        let (whole, stood) = (million(begun.elapsed()), million(guest.stood()));
+        println!("save as a diff: {whole:.2} M, of which the guest stood {stood:.2} M");
+    }
+    // Each guest has some twenty descriptors.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised)?;
+    for count in FORKS {
+        let before = resident_kib()?;
+        let mut guests = Vec::new();
+        for _ in 0..count {
+            guests.push(Guest::restore(&snapshot, &identity).await?);
+        }
+        let each = (resident_kib()? - before) / count as i64;
+        let private = guests.iter().map(Guest::private_bytes).sum::<u64>() / count as u64;
+        println!(
+            "{count} forks: {} KiB of guest memory private to each, {each} KiB of the process in all",
+            private >> 10
+        );
+    }
+    Ok(())
+}
+
+fn million(time: Duration) -> f64 {
+    time.as_nanos() as f64 / 1e6
+}
+
+fn streams() -> Streams {
+    Streams {
+        input: Input::Bytes(Bytes::from_static(b"hello")),
+        output: Output::Collect { limit_bytes: 100 },
+        log: Arc::new(Nowhere),
+        control: None,
+        deadline: Instant::now() + PATIENCE,
+    }
+}
+
+fn check(done: &Done) -> Result<()> {
+    if done.output == b"hello" { Ok(()) } else { Err(format!("the guest answered {:?}", done.output).into()) }
+}
+
+/// Page faults of this process that needed no I/O.
+fn minor_faults() -> Result<u64> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let (_, words) = stat.rsplit_once(')').ok_or("no stat")?;
+    Ok(words.split_ascii_whitespace().nth(7).ok_or("no faults")?.parse()?)
+}
+
+/// Anonymous memory of this process in KiB: what it shares with nobody.
+fn resident_kib() -> Result<i64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).ok_or("no RssAnon")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
