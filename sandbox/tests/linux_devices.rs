@@ -309,6 +309,40 @@ fn tree(folder: &Path) -> Vec<(String, Vec<u8>)> {
     all
 }
 
+/// Run by the host's busybox in a folder of the host, and by the guest's in a share.
+const QUICK: &str = include_str!("guest/quick.sh");
+
+#[test]
+fn busybox_works_over_9p_and_virtio_fs_as_on_the_host() {
+    let name = "busybox_works_over_9p_and_virtio_fs_as_on_the_host";
+    let Some(kernel) = our_kernel(name) else { return };
+    let folders = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    folders.iter().for_each(|folder| fs::write(folder.path().join("quick.sh"), QUICK).unwrap());
+    let [here, over_9p, over_fs] = &folders;
+    let run =
+        Command::new("/bin/busybox").args(["sh", "quick.sh"]).current_dir(here.path()).output().unwrap();
+    assert!(run.status.success(), "{run:?}");
+    let share =
+        |folder: &tempfile::TempDir| Arc::new(Share::open_dir(folder.path(), Access::ReadWrite).unwrap());
+    let devices = [
+        Device::P9 { tag: "nine".into(), share: share(over_9p) },
+        Device::Fs { tag: "fuse".into(), share: share(over_fs) },
+    ];
+    let script = "$b mkdir -p /nine /fuse
+$b mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,access=any,cache=mmap nine /nine
+$b mount -t virtiofs fuse /fuse
+for share in /nine /fuse; do cd $share; $b sh quick.sh; $b echo $share $?; cd /; done
+$b umount /nine && $b umount /fuse && $b echo let go; /exit";
+    let (machine, console) = boot(kernel.vmlinux(), &devices, 128, script);
+    exits(&machine, &console);
+    let text = console.text();
+    for line in ["/nine 0", "/fuse 0", "let go"] {
+        assert!(text.lines().any(|seen| seen.trim() == line), "{line} is missing in:\n{text}");
+    }
+    assert_same(here.path(), over_9p.path());
+    assert_same(here.path(), over_fs.path());
+}
+
 /// Run by the host's shell, with the host's tar, compiler and Python, in a folder of the host and in the guest: both
 /// must see and leave the same.
 const EXERCISER: &str = include_str!("guest/exerciser.sh");
@@ -343,7 +377,13 @@ $b sync; /exit"
     let end = machine.wait(Some(Instant::now() + 5 * PATIENCE));
     assert_eq!(end, Some(End::Exit(42)), "{}", console.text());
     assert!(console.text().contains("status 0"), "{}", console.text());
-    let (expected, found) = (tree(here.path()), tree(there.path()));
+    assert_same(here.path(), there.path());
+}
+
+/// Asserts that two folders hold the same.
+#[track_caller]
+fn assert_same(here: &Path, there: &Path) {
+    let (expected, found) = (tree(here), tree(there));
     let names = |tree: &[(String, Vec<u8>)]| tree.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
     assert_eq!(names(&expected), names(&found));
     for ((name, host), (_, guest)) in expected.iter().zip(&found) {

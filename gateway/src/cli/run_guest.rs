@@ -37,8 +37,6 @@ pub(super) struct Options {
 const MEMORY_BYTES: u64 = 512 << 20;
 /// How long a boot may take.
 const BOOT_PATIENCE: Duration = Duration::from_secs(120);
-/// With --force: a KVM without hardware virtualization is some hundred times slower.
-const FORCED_PATIENCE: Duration = Duration::from_secs(3600);
 
 impl Options {
     /// Whether the command line asks for a guest with a root directory.
@@ -90,7 +88,8 @@ fn guest_config(args: &Args, manifest: &Manifest, kernel: Kernel) -> Result<Gues
         root: Root::Layers(args.guest.root.iter().map(absolute).collect::<Result<_, _>>()?),
         directories: shares.map(directory).collect(),
         hostname: manifest.name.to_string(),
-        patience: if args.guest.force { FORCED_PATIENCE } else { BOOT_PATIENCE },
+        // With --force only `--timeout` ends the boot: without hardware virtualization it is some hundred times slower.
+        patience: if args.guest.force { manifest.timeout } else { BOOT_PATIENCE.min(manifest.timeout) },
     })
 }
 

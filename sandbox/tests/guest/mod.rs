@@ -141,10 +141,15 @@ impl Guest {
 
     /// Boots with `script` as init.
     pub(crate) fn boot(&self, script: &str, console: &Console) -> Machine {
+        Machine::boot(MachineConfig { console: Box::new(console.clone()), ..self.config(script) }).unwrap()
+    }
+
+    /// The machine whose init is `script`, with nobody to see its console.
+    pub(crate) fn config(&self, script: &str) -> MachineConfig {
         let words = "console=ttyS0 panic=-1 tsc=reliable no_timer_check i8042.nokbd pci=off";
         let mut archives = vec![initramfs(script)];
         archives.extend(self.modules.clone().map(Initramfs::File));
-        Machine::boot(MachineConfig {
+        MachineConfig {
             boot: BootSource {
                 kernel: self.kernel.clone(),
                 initramfs: archives,
@@ -154,10 +159,9 @@ impl Guest {
             memory_bytes: self.memory_mib << 20,
             vcpus: self.vcpus,
             pit: false,
-            console: Box::new(console.clone()),
+            console: Box::new(std::io::sink()),
             devices: self.devices.clone(),
-        })
-        .unwrap()
+        }
     }
 
     /// Boots, runs `script` as init, returns how it ended and the console.
