@@ -185,6 +185,7 @@ impl Image {
         self.put_back(process);
         self.freshen(process)?;
         machine.forget_cpu();
+        machine.preload()?;
         Ok(true)
     }
 
