@@ -7,9 +7,9 @@
 //! The user selectors are those of Linux's ABI (`__USER_DS` 0x2b and `__USER_CS` 0x33 differ by one slot; a program
 //! sees them only if it reads its segment registers).
 //!
-//! The stubs:
+//! The stubs (LSTAR points behind the one of system calls, at the code of [`answers`](super::answers), which goes on to it):
 //! ```text
-//! system call (user page, where LSTAR points)     fault n, without error code      fault n, with one
+//! system call (user page)                         fault n, without error code      fault n, with one
 //!   e7 80      out 0x80, eax                        e7 90   out 0x90, eax            e7 90         out 0x90, eax
 //!   48 0f 07   sysretq                              48 cf   iretq                    48 83 c4 08   add rsp, 8
 //!                                                                                    48 cf         iretq
@@ -18,6 +18,7 @@
 
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 
+use super::answers;
 use super::layout::{
     CALL_PORT, CALL_STUB_GPA, CALL_STUB_GVA, DESCRIPTORS_GPA, FAULT_PORT, FAULT_STUB_SIZE, FAULT_STUBS_GPA,
     IDT_OFFSET, PAGE, RING0_STACK_GPA, SYSTEM_GVA, TABLES_GPA, TSS_OFFSET,
@@ -154,7 +155,7 @@ pub(crate) fn registers(rip: u64, rsp: u64) -> kvm_regs {
 /// The model-specific registers: number and value.
 pub(crate) const MSRS: [(u32, u64); 4] = [
     (0xc000_0081, (0x1b << 48) | ((KERNEL_CS as u64) << 32)),
-    (0xc000_0082, CALL_STUB),
+    (0xc000_0082, CALL_STUB + answers::ENTRY),
     (0xc000_0083, CALL_STUB),
     (0xc000_0084, SYSCALL_MASK),
 ];
@@ -234,8 +235,15 @@ pub(crate) fn system_pages() -> [(u64, Vec<u8>); 5] {
         (DESCRIPTORS_GPA + TSS_OFFSET, tss()),
         (DESCRIPTORS_GPA + IDT_OFFSET, idt()),
         (FAULT_STUBS_GPA, fault_stubs()),
-        (CALL_STUB_GPA, vec![0xe7, CALL_PORT as u8, 0x48, 0x0f, 0x07]),
+        (CALL_STUB_GPA, call_stub()),
     ]
+}
+
+fn call_stub() -> Vec<u8> {
+    let mut bytes = vec![0xe7, CALL_PORT as u8, 0x48, 0x0f, 0x07];
+    bytes.resize(answers::ENTRY as usize, 0xf4);
+    bytes.extend_from_slice(answers::code());
+    bytes
 }
 
 #[cfg(test)]
@@ -248,6 +256,7 @@ mod tests {
         assert!(TSS_OFFSET + tss().len() as u64 <= IDT_OFFSET);
         assert!(IDT_OFFSET + idt().len() as u64 <= PAGE);
         assert!(fault_stubs().len() as u64 <= PAGE);
+        assert!(call_stub().len() as u64 <= PAGE);
     }
 
     #[test]

@@ -6,7 +6,9 @@
 //! 0x0000_1000  page 1        fault stubs, ring 0                            │ system area,
 //! 0x0000_2000  page 2        system-call stub, the only page users may run  │ SYSTEM_SIZE
 //! 0x0000_3000  page 3        stack of ring 0 (one frame at a time)          │
-//! 0x0000_4000  pages 4..     page tables, the PML4 first                    ┘
+//! 0x0000_4000  page 4        the call stub's scratch, ring 3 may write it   │
+//! 0x0000_5000  pages 5, 6    answers to calls, ring 3 may read them         │
+//! 0x0000_7000  pages 7..     page tables, the PML4 first                    ┘
 //! 0x0020_0000  granules of 16 MiB, given to stretches of virtual addresses in the order of first use
 //!
 //! guest-virtual
@@ -15,6 +17,7 @@
 //! 0x0000_5500_xxxx_xxxx  position-independent programs, their heap behind them        (randomised)
 //! 0x0000_7exx_xxxx_xxxx  mappings, from below the stack's limit downwards             (randomised)
 //! 0x0000_7exx_xxxx_xxxx  stack, in the same granule: a small program touches two granules in all
+//! 0x0000_7fff_fff0_0000  the stub's scratch and the answers: the three pages below that no program can map
 //! 0x0000_7fff_ffff_f000  the system-call stub, above everything that a program can map
 //! 0xffff_8000_0000_0000  system area: outside of everything that a program can ask mmap for
 //! ```
@@ -38,8 +41,14 @@ pub(crate) const FAULT_STUB_SIZE: u64 = 16;
 pub(crate) const CALL_STUB_GPA: u64 = 0x2000;
 /// Ring 0's stack: one exception frame, read by the VMM at once.
 pub(crate) const RING0_STACK_GPA: u64 = 0x3000;
+/// Where the system-call stub keeps registers while it answers a call by itself.
+pub(crate) const SCRATCH_GPA: u64 = 0x4000;
+/// What it answers calls from ([`answers`](super::answers)).
+pub(crate) const ANSWERS_GPA: u64 = 0x5000;
+/// Bytes of the answers.
+pub(crate) const ANSWERS_SIZE: u64 = 2 * PAGE;
 /// The PML4; the other tables follow.
-pub(crate) const TABLES_GPA: u64 = 0x4000;
+pub(crate) const TABLES_GPA: u64 = 0x7000;
 /// The system area: room for about 500 tables, each covering 2 MiB of small pages.
 pub(crate) const SYSTEM_SIZE: u64 = LARGE_PAGE;
 
@@ -55,6 +64,14 @@ pub(crate) const FIRST_GRANULES: u64 = 2;
 /// Where the system-call stub stands: the one page of the lower half that no program can map, directly above
 /// [`USER_END`]. (A software KVM keeps the upper half for itself where ring 3 runs natively: a fetch there faults.)
 pub(crate) const CALL_STUB_GVA: u64 = 0x7fff_ffff_f000;
+
+/// Where the stub's scratch stands, and behind it the answers: in reach of its instructions, in the lower half for the reason
+/// above, far from the addresses that programs and their tests try. Nothing can be mapped up to [`STUB_DATA_END`].
+pub(crate) const SCRATCH_GVA: u64 = 0x7fff_fff0_0000;
+/// Where the answers stand.
+pub(crate) const ANSWERS_GVA: u64 = SCRATCH_GVA + PAGE;
+/// First address behind them.
+pub(crate) const STUB_DATA_END: u64 = ANSWERS_GVA + ANSWERS_SIZE;
 
 /// The port to which the system-call stub writes, four bytes wide: the only ones that ring 3 may use.
 pub(crate) const CALL_PORT: u16 = 0x80;

@@ -3,6 +3,7 @@
 //! [`layout`] has every fixed guest address with its reason, [`entry`] the state in which a vCPU begins, [`sys`] the
 //! unsafe code. How a program leaves the VM and comes back is drawn in [`vcpu`].
 
+pub(crate) mod answers;
 pub(crate) mod entry;
 pub(crate) mod features;
 pub(crate) mod layout;

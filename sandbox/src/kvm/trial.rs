@@ -3,6 +3,7 @@
 //! ```text
 //! guest-virtual          guest-physical
 //! 0x7fff_ffff_e000  ──>  PROGRAM_GPA      the program, readable and executable in ring 3
+//! 0x7fff_fff0_0000  ──>  SCRATCH_GPA      the stub's scratch and answers, as in every VM of the process engine
 //! 0x7fff_ffff_f000  ──>  CALL_STUB_GPA    as in every VM of the process engine, like the system area in the upper half
 //! ```
 //! The program's parts:
@@ -19,14 +20,14 @@ use kvm_ioctls::Kvm;
 
 use super::entry;
 use super::layout::{
-    CALL_STUB_GPA, CALL_STUB_GVA, DESCRIPTORS_GPA, FAULT_STUBS_GPA, PAGE, RING0_STACK_GPA, SYSTEM_GVA,
-    SYSTEM_SIZE, TABLES_GPA,
+    ANSWERS_GPA, ANSWERS_GVA, CALL_STUB_GPA, CALL_STUB_GVA, DESCRIPTORS_GPA, FAULT_STUBS_GPA, PAGE,
+    RING0_STACK_GPA, SCRATCH_GPA, SCRATCH_GVA, SYSTEM_GVA, SYSTEM_SIZE, TABLES_GPA,
 };
 use super::sys::{Backing, Protection, Region};
 use super::vcpu::{Exit, Vcpu};
 use super::vm::{Vm, VmError};
 
-/// Behind the tables, of which there are seven.
+/// Behind the tables, of which there are eight.
 const PROGRAM_GPA: u64 = TABLES_GPA + 16 * PAGE;
 const PROGRAM_GVA: u64 = CALL_STUB_GVA - PAGE;
 
@@ -91,6 +92,7 @@ fn enter_pages(region: &Region) {
     const TABLE: u64 = 0x27;
     const KERNEL: u64 = 0x63;
     const USER: u64 = 0x65;
+    const USER_DATA: u64 = 0x67;
     const INDEX: u64 = 511;
     let mut next = TABLES_GPA + PAGE;
     for (gva, gpa, bits) in [
@@ -99,6 +101,9 @@ fn enter_pages(region: &Region) {
         (SYSTEM_GVA + RING0_STACK_GPA, RING0_STACK_GPA, KERNEL),
         (CALL_STUB_GVA, CALL_STUB_GPA, USER),
         (PROGRAM_GVA, PROGRAM_GPA, USER),
+        (SCRATCH_GVA, SCRATCH_GPA, USER_DATA),
+        (ANSWERS_GVA, ANSWERS_GPA, USER),
+        (ANSWERS_GVA + PAGE, ANSWERS_GPA + PAGE, USER),
     ] {
         let mut table = TABLES_GPA;
         for shift in [39, 30, 21] {

@@ -17,6 +17,7 @@ use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_eve
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use serde::{Deserialize, Serialize};
 
+use super::answers;
 use super::entry::{self, CALL_STUB, FAULT_STUBS, VECTORS};
 use super::features::{StateLayout, state_layout};
 use super::layout::{CALL_PORT, FAULT_PORT, FAULT_STUB_SIZE, PAGE};
@@ -231,6 +232,17 @@ impl Vcpu {
         self.place == Place::Stub
     }
 
+    /// Whether calls stay in ring 3, where the stub's code may answer them by itself.
+    pub(crate) fn answers_calls(&self) -> bool {
+        !self.ring_changes
+    }
+
+    /// Runs on in the call stub, which leaves the VM at once, with the call that these registers make.
+    pub(crate) fn enter_call(&mut self, regs: kvm_regs) {
+        self.enter(regs);
+        self.place = Place::Stub;
+    }
+
     /// The user's registers inside a call: RIP and RFLAGS stand in rcx and r11. A program that jumped to the stub put
     /// there what it liked.
     pub(crate) fn regs_in_call(&self) -> kvm_regs {
@@ -280,7 +292,9 @@ impl Vcpu {
         let exit = self.classify(exit, rip);
         self.place = match exit {
             Exit::Call => Place::Call,
-            Exit::Interrupted if rip == CALL_STUB || is_fault_stub(rip) => Place::Stub,
+            Exit::Interrupted if rip == CALL_STUB || answers::is_code(rip) || is_fault_stub(rip) => {
+                Place::Stub
+            }
             // At its `sysretq`.
             Exit::Interrupted if rip == CALL_STUB + OUT_BYTES => Place::Call,
             _ => Place::Program,

@@ -133,13 +133,26 @@ fn template(setup: Setup, timeout: Duration, kept: Option<Kept>) -> Result<Templ
     let name = format!("image-{}", setup.name);
     if let Some(image) = kept.as_ref().and_then(|kept| kept.load(&setup)) {
         shells::keep();
+        // There is no run to learn from.
+        setup.foresight.finish();
         return Ok(Template { setup, image: Some(Arc::new(image)) });
     }
-    let run = move || match image::prepare(&setup, timeout) {
+    let run = move || {
+        let prepared = image::prepare(&setup, timeout);
+        setup.foresight.finish();
+        template_of(setup, prepared, kept.as_ref())
+    };
+    let thread = std::thread::Builder::new().name(name).spawn(run);
+    let thread = thread.map_err(|error| Error::host("start a vCPU thread", error))?;
+    thread.join().map_err(|_| Error::host("run the program to its input", "the thread has panicked"))?
+}
+
+fn template_of(setup: Setup, prepared: Result<Image, Refused>, kept: Option<&Kept>) -> Result<Template, Error> {
+    match prepared {
         Ok(image) => {
             shells::keep();
             tracing::debug!(function = setup.name, bytes = image.shared_bytes(), "took an image");
-            let image = match &kept {
+            let image = match kept {
                 Some(kept) => kept.store(&setup, image),
                 None => image,
             };
@@ -151,16 +164,13 @@ fn template(setup: Setup, timeout: Duration, kept: Option<Kept>) -> Result<Templ
         }
         Err(Refused::Run(error)) => Err(Error::host("run the program to its input", error)),
         Err(reason) => {
-            if let Some(kept) = &kept {
+            if let Some(kept) = kept {
                 kept.forget();
             }
             tracing::debug!(function = setup.name, %reason, "no image");
             Ok(Template { setup, image: None })
         }
-    };
-    let thread = std::thread::Builder::new().name(name).spawn(run);
-    let thread = thread.map_err(|error| Error::host("start a vCPU thread", error))?;
-    thread.join().map_err(|_| Error::host("run the program to its input", "the thread has panicked"))?
+    }
 }
 
 /// A program that can be started.

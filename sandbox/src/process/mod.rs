@@ -8,11 +8,13 @@
 //! [`Process`] is all of a program's state outside of its memory's bytes and its CPU registers: plain data. The
 //! handlers get it whole; the run loop owns the VM.
 
+mod answers;
 pub(crate) mod calls;
 pub(crate) mod control;
 mod engine;
 pub(crate) mod fault;
 pub mod files;
+pub(crate) mod foresight;
 mod image;
 mod live;
 pub(crate) mod load;
@@ -38,6 +40,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use answers::Ahead;
 use calls::credentials::Credentials;
 use calls::limits::ResourceLimits;
 use calls::{Args, Outcome, identity};
@@ -128,6 +131,8 @@ pub(crate) struct Process {
     changed: bool,
     /// A signal was sent that threads may have to take.
     posted: bool,
+    /// What it is told ahead of its calls.
+    ahead: Ahead,
     /// The wait of the current thread's call, where this is not its first attempt.
     resumed: Option<Wait>,
 }
@@ -168,6 +173,7 @@ impl Process {
             new_bases: None,
             changed: false,
             posted: false,
+            ahead: Ahead::default(),
             resumed: None,
         }
     }

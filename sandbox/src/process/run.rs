@@ -16,10 +16,11 @@ use super::fault::{Cause, Refused};
 use super::shell::Shell;
 use super::thread::{Base, Pending, Status, Thread};
 use super::wait::Wait;
-use crate::kvm::entry;
 use crate::kvm::vcpu::{Exit, Vcpu};
+use crate::kvm::{answers, entry};
 
 mod end;
+mod fault;
 
 pub(crate) use end::{Ended, RunError};
 
@@ -73,7 +74,8 @@ impl Machine {
     }
 
     /// `process` in a VM that knows its memory.
-    pub(super) fn in_shell(shell: Shell, process: Process, control: Arc<Control>) -> Self {
+    pub(super) fn in_shell(shell: Shell, mut process: Process, control: Arc<Control>) -> Self {
+        process.begin_answers(shell.vcpu.answers_calls(), shell.counter_khz);
         let machine = Self {
             shell,
             control,
@@ -212,6 +214,7 @@ impl Machine {
             }
             self.settle()?;
             self.process.refresh_time();
+            self.process.settle_answers();
             self.counts.exits += 1;
             let ended = match self.shell.vcpu.run() {
                 Exit::Call => self.call()?,
@@ -300,10 +303,12 @@ impl Machine {
     /// Serves a system call.
     fn call(&mut self) -> Result<Option<Ended>, RunError> {
         self.counts.calls += 1;
+        self.process.take_closed();
         let regs = self.shell.vcpu.regs_in_call();
         let args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];
         self.process.threads.current_mut().state.regs = regs;
         let outcome = self.process.serve(regs.rax, args);
+        self.process.answer_ahead(regs.rax, args, &outcome);
         self.spread_changes()?;
         match outcome {
             Ok(Outcome::Block(wait)) => {
@@ -560,6 +565,9 @@ impl Machine {
     /// A signal came: the deadline, a cancellation, the end of a time slice.
     fn interrupted(&mut self, deadline: Instant) -> Result<Option<Ended>, RunError> {
         self.shell.kick.clear();
+        let regs = self.shell.vcpu.regs();
+        self.finish_call(&regs);
+        self.process.take_closed();
         self.control.attend(&mut self.process);
         if let Some(ended) = self.stop_at_marker()? {
             return Ok(ended);
@@ -580,38 +588,6 @@ impl Machine {
             self.leave_cpu(regs)?;
         }
         Ok(None)
-    }
-
-    /// The CPU raised an exception.
-    fn fault(&mut self, vector: u64) -> Result<Option<Ended>, RunError> {
-        let frame =
-            self.process.memory.exception_frame(self.shell.vcpu.regs().rsp, entry::has_error_code(vector));
-        let mut regs = self.shell.vcpu.regs();
-        (regs.rip, regs.rflags, regs.rsp) = (frame.rip, frame.rflags, frame.rsp);
-        let special = self.shell.vcpu.special()?;
-        self.shell.vcpu.set_bases(special.fs.base, special.gs.base);
-        self.shell.vcpu.enter(regs);
-        if vector == PAGE_FAULT {
-            let access = super::fault::access_of(frame.error);
-            return match self.process.memory.touch(special.cr2, access) {
-                Ok(()) => Ok(None),
-                Err(refusal) => self.crash(Cause::Memory { address: special.cr2, refusal }),
-            };
-        }
-        self.crash(Cause::Exception { vector, error: frame.error })
-    }
-
-    /// The host's memory protection refused an access of the program.
-    fn denied(&mut self, gpa: Option<u64>) -> Result<Option<Ended>, RunError> {
-        let regs = self.shell.vcpu.regs();
-        let special = self.shell.vcpu.special()?;
-        match super::fault::find_refused(&self.process.memory, &regs, &special, gpa) {
-            Refused::Access(address, access) => match self.process.memory.touch(address, access) {
-                Ok(()) => Ok(None),
-                Err(refusal) => self.crash(Cause::Memory { address, refusal }),
-            },
-            Refused::Absent(address) => self.crash(Cause::Bus { address }),
-        }
     }
 }
 

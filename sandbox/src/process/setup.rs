@@ -9,6 +9,7 @@ use rustix::rand::GetRandomFlags;
 
 use super::Process;
 use super::files::{Files, FilesConfig};
+use super::foresight::Foresight;
 use super::live::Live;
 use super::load::{self, LoadError, Loaded};
 use super::memory::{AddressSpace, MappedFile, Placement};
@@ -33,6 +34,8 @@ pub(super) struct Setup {
     placement: Placement,
     /// Whose memory counts as this function's.
     pub(super) live: Live,
+    /// What its starts look at.
+    pub(super) foresight: Arc<Foresight>,
 }
 
 /// Where a program that was deployed alone is put.
@@ -72,6 +75,7 @@ impl Setup {
             files,
             artifact: function.artifact.digest,
             live: Live::default(),
+            foresight: Arc::default(),
             placement: Placement::random(random().map_err(|e| Error::host("draw random numbers", e))?),
         })
     }
@@ -114,7 +118,9 @@ impl Setup {
         let env: Vec<Vec<u8>> =
             merged.iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect();
         let started = loaded.begin(&mut memory, &self.args, &env, random).map_err(refuse_load)?;
-        Ok(Process::new(memory, files, time, started))
+        let mut process = Process::new(memory, files, time, started);
+        process.set_foresight(self.foresight.clone());
+        Ok(process)
     }
 }
 

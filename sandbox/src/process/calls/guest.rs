@@ -214,7 +214,7 @@ impl Process {
     }
 
     /// The same for an operation that never waits.
-    pub(super) fn done<T>(&mut self, result: Result<T, Errno>) -> Result<Outcome, Errno> {
+    pub(in crate::process) fn done<T>(&mut self, result: Result<T, Errno>) -> Result<Outcome, Errno> {
         self.filed(result.map(|_| 0).map_err(Stop::from))
     }
 

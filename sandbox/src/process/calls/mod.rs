@@ -28,7 +28,7 @@ mod rw;
 mod sched;
 mod signals;
 mod sockets;
-mod stat;
+pub(super) mod stat;
 mod threads;
 mod time;
 

@@ -44,7 +44,7 @@ fn rt_sigaction(process: &mut Process, [signal, new, old, size, ..]: Args) -> Re
             return Err(Errno::INVAL);
         }
         let bytes: [u8; Action::BYTES] = process.memory.get(new)?;
-        process.actions.set(signal, Action::from_bytes(&bytes));
+        process.set_action(signal, Action::from_bytes(&bytes));
         process.discard_ignored(signal);
     }
     process.memory.put_if(old, &before.bytes())?;

@@ -56,7 +56,7 @@ impl Fields {
 }
 
 /// `struct stat` of x86-64: 144 bytes.
-fn stat_bytes(attr: &Attr) -> Vec<u8> {
+pub(in crate::process) fn stat_bytes(attr: &Attr) -> Vec<u8> {
     let fields = Fields::default()
         .u64(attr.id.dev)
         .u64(attr.id.ino)
@@ -139,7 +139,9 @@ fn look(process: &mut Process, dirfd: u64, path: u64, flags: i32) -> Result<Attr
     // Linux 6.11 takes a null pointer for an empty path.
     let path = if empty && path == 0 { Vec::new() } else { process.path(path)? };
     let end = if flags & libc::AT_SYMLINK_NOFOLLOW != 0 { End::Stay } else { End::Follow };
-    process.files.stat(fd(dirfd), &path, end, empty)
+    let found = process.files.stat(fd(dirfd), &path, end, empty);
+    process.note_look(&path, found.as_ref().map_err(|errno| *errno));
+    found
 }
 
 fn newfstatat(process: &mut Process, [dirfd, path, into, flags, ..]: Args) -> Result<Outcome, Errno> {

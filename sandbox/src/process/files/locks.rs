@@ -112,4 +112,12 @@ impl Files {
         let id = self.table.fd(fd)?.file;
         Ok((self.table.file(id).position, self.attr_of_open(id)?.size))
     }
+
+    /// An open file's position.
+    ///
+    /// # Errors
+    /// `EBADF`.
+    pub(crate) fn position_of(&self, fd: i32) -> Result<u64, Errno> {
+        Ok(self.table.get(fd)?.position)
+    }
 }

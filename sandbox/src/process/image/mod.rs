@@ -20,6 +20,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use super::answers::Ahead;
 use super::calls::credentials::Credentials;
 use super::calls::limits::ResourceLimits;
 use super::control::Control;
@@ -148,6 +149,7 @@ impl Image {
             new_bases: None,
             changed: false,
             posted: false,
+            ahead: Ahead::default(),
             resumed: None,
         })
     }
@@ -183,6 +185,7 @@ impl Image {
             return Ok(false);
         }
         self.put_back(process);
+        process.renew_answers();
         self.freshen(process)?;
         machine.forget_cpu();
         machine.preload()?;
@@ -212,6 +215,8 @@ impl Image {
             new_bases,
             changed,
             posted,
+            // Made anew by the caller, when all else is the image's.
+            ahead: _,
             resumed,
         } = process;
         files.reset();

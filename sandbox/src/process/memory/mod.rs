@@ -30,9 +30,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::kvm::entry;
 use crate::kvm::layout::{
-    CALL_STUB_GPA, CALL_STUB_GVA, DESCRIPTORS_GPA, FAULT_STUBS_GPA, GRANULE, LARGE_PAGE, PAGE, PIE_BASE,
-    RANDOM_GRANULES, RING0_STACK_GPA, STACK_BASE, STACK_GUARD, STACK_SIZE, SYSTEM_GVA, SYSTEM_SIZE,
-    TABLES_GPA,
+    ANSWERS_GPA, ANSWERS_GVA, ANSWERS_SIZE, CALL_STUB_GPA, CALL_STUB_GVA, DESCRIPTORS_GPA, FAULT_STUBS_GPA,
+    GRANULE, LARGE_PAGE, PAGE, PIE_BASE, RANDOM_GRANULES, RING0_STACK_GPA, SCRATCH_GPA, SCRATCH_GVA,
+    STACK_BASE, STACK_GUARD, STACK_SIZE, SYSTEM_GVA, SYSTEM_SIZE, TABLES_GPA,
 };
 use crate::kvm::sys::{Backing, Protection, Region};
 
@@ -136,7 +136,7 @@ pub(crate) fn region_bytes(limit_bytes: u64) -> u64 {
 pub(crate) const COMMON_LIMIT: u64 = 1 << 30;
 
 /// Another number for every change of [`system_area`]: memory that was kept with another one is of no use.
-pub(crate) const SYSTEM_AREA_FORM: u32 = 2;
+pub(crate) const SYSTEM_AREA_FORM: u32 = 3;
 
 /// The system area of an empty address space: descriptors, stubs, and the tables that enter them, for ring 0 except for
 /// the system-call stub.
@@ -153,13 +153,15 @@ pub(crate) fn system_area(region: &Region) -> std::io::Result<Tables> {
     }
     let kernel = |exec, write| Rights { user: false, write, exec };
     let pages = [
-        (SYSTEM_GVA + DESCRIPTORS_GPA, DESCRIPTORS_GPA, kernel(false, true)),
-        (SYSTEM_GVA + FAULT_STUBS_GPA, FAULT_STUBS_GPA, kernel(true, false)),
-        (SYSTEM_GVA + RING0_STACK_GPA, RING0_STACK_GPA, kernel(false, true)),
-        (CALL_STUB_GVA, CALL_STUB_GPA, Rights { user: true, write: false, exec: true }),
+        (SYSTEM_GVA + DESCRIPTORS_GPA, DESCRIPTORS_GPA, PAGE, kernel(false, true)),
+        (SYSTEM_GVA + FAULT_STUBS_GPA, FAULT_STUBS_GPA, PAGE, kernel(true, false)),
+        (SYSTEM_GVA + RING0_STACK_GPA, RING0_STACK_GPA, PAGE, kernel(false, true)),
+        (CALL_STUB_GVA, CALL_STUB_GPA, PAGE, Rights { user: true, write: false, exec: true }),
+        (SCRATCH_GVA, SCRATCH_GPA, PAGE, Rights { user: true, write: true, exec: false }),
+        (ANSWERS_GVA, ANSWERS_GPA, ANSWERS_SIZE, Rights { user: true, write: false, exec: false }),
     ];
-    for (gva, gpa, rights) in pages {
-        let entered = tables.enter(region, gva, gpa, PAGE, rights);
+    for (gva, gpa, len, rights) in pages {
+        let entered = tables.enter(region, gva, gpa, len, rights);
         entered.map_err(|tables::NoRoom| std::io::Error::from(std::io::ErrorKind::OutOfMemory))?;
     }
     Ok(tables)
@@ -194,6 +196,11 @@ impl AddressSpace {
         if self.image.is_some() {
             self.touched.push(start..end);
         }
+    }
+
+    /// Whether stores of others to a file may be seen without a call, and the program's by others.
+    pub(crate) fn shares_writable_file(&self) -> bool {
+        self.vmas.iter().any(|(_, vma)| vma.written && vma.file.as_ref().is_some_and(|part| part.shared))
     }
 
     /// The host memory behind.

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::vma::{FilePart, Prot, Vma};
 use super::{AddressSpace, Heap, Run};
-use crate::kvm::layout::{LARGE_PAGE, PAGE, USER_END, USER_START};
+use crate::kvm::layout::{LARGE_PAGE, PAGE, SCRATCH_GVA, STUB_DATA_END, USER_END, USER_START};
 use crate::kvm::sys::{Advice, Backing, Pages, Protection};
 
 /// Most mappings of a program: an eighth of Linux's default for `vm.max_map_count`, because each is one of the host's, whose
@@ -102,6 +102,11 @@ pub(crate) fn pages(len: u64) -> Option<u64> {
     len.checked_next_multiple_of(PAGE)
 }
 
+/// Whether a range touches the pages that the call stub uses.
+fn is_stub_data(start: u64, end: u64) -> bool {
+    start < STUB_DATA_END && end > SCRATCH_GVA
+}
+
 /// What the host lets happen to a page with these rights: it need not know about fetches.
 pub(crate) fn host_protection(prot: Prot) -> Protection {
     Protection { read: prot.accessible(), write: prot.write }
@@ -190,7 +195,7 @@ impl AddressSpace {
                 if !start.is_multiple_of(PAGE) {
                     return Err(Errno::INVAL);
                 }
-                if end > USER_END {
+                if end > USER_END || is_stub_data(start, end) {
                     return Err(Errno::NOMEM);
                 }
                 if start < USER_START {
@@ -203,7 +208,8 @@ impl AddressSpace {
             At::Hint(hint) => {
                 let hint = hint & !(PAGE - 1);
                 let end = hint.saturating_add(len);
-                if hint >= USER_START && end <= USER_END && self.vmas.is_free(hint, end) {
+                let free = self.vmas.is_free(hint, end) && !is_stub_data(hint, end);
+                if hint >= USER_START && end <= USER_END && free {
                     return Ok(hint);
                 }
                 self.find_place(len).ok_or(Errno::NOMEM)
@@ -220,7 +226,9 @@ impl AddressSpace {
             let end = (found + len + LARGE_PAGE - PAGE) & !(LARGE_PAGE - 1);
             return Some((end - len).max(found));
         }
-        self.vmas.free_below(len, USER_START, top).or_else(|| self.vmas.free_below(len, USER_START, USER_END))
+        self.vmas
+            .free_below(len, USER_START, top)
+            .or_else(|| self.vmas.free_below(len, USER_START, SCRATCH_GVA))
     }
 
     /// Puts `vma` at `start` in place of what is there.

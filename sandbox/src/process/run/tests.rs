@@ -186,3 +186,35 @@ fn a_return_from_a_forged_frame_to_nowhere_is_a_fault_there() {
         );
     }
 }
+
+#[test]
+fn a_question_that_is_answered_within_the_vm_costs_no_exit() {
+    const TIMES: i32 = 1000;
+    let Some(mut machine) = machine(|a| {
+        let mut top = a.create_label();
+        a.mov(ebx, TIMES).unwrap();
+        a.set_label(&mut top).unwrap();
+        // rt_sigaction(SIGINT, NULL, stack, 8)
+        a.mov(eax, 13).unwrap();
+        a.mov(edi, 2).unwrap();
+        a.xor(esi, esi).unwrap();
+        a.lea(rdx, ptr(rsp - 256)).unwrap();
+        a.mov(r10d, 8).unwrap();
+        a.syscall().unwrap();
+        a.sub(ebx, 1).unwrap();
+        a.jnz(top).unwrap();
+        a.mov(edi, eax).unwrap();
+        a.mov(eax, 231).unwrap();
+        a.syscall().unwrap();
+    }) else {
+        return;
+    };
+    let ended = machine.run(soon()).unwrap();
+    assert!(matches!(ended, Ended::Code(0)), "{ended:?}");
+    let calls = machine.take_counts().calls;
+    if machine.vcpu().answers_calls() {
+        assert!(calls < TIMES as u64 / 10, "{calls} calls left the VM");
+    } else {
+        assert_eq!(calls, TIMES as u64 + 1);
+    }
+}

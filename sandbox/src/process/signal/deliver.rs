@@ -201,7 +201,7 @@ impl Process {
 
     fn note_handler(&mut self, signal: Signal, action: Action, stack: AltStack) {
         if action.flags & SA_RESETHAND != 0 {
-            self.actions.set(signal, Action::default());
+            self.set_action(signal, Action::default());
         }
         let signals = &mut self.threads.current_mut().signals;
         if stack.flags & AltStack::AUTODISARM != 0 {

@@ -226,6 +226,10 @@ pub(crate) const SA_RESTART: u64 = 0x1000_0000;
 pub(crate) const SA_NODEFER: u64 = 0x4000_0000;
 pub(crate) const SA_RESETHAND: u64 = 0x8000_0000;
 
+/// Flags that exist (`UAPI_SA_FLAGS`): NOCLDSTOP, NOCLDWAIT, SIGINFO, EXPOSE_TAGBITS, RESTORER and those above. Others are dropped,
+/// so that a program sees what its kernel does not know.
+const KNOWN_FLAGS: u64 = 7 | 0x800 | 0x0400_0000 | SA_ONSTACK | SA_RESTART | SA_NODEFER | SA_RESETHAND;
+
 /// `struct kernel_sigaction`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Action {
@@ -242,7 +246,7 @@ impl Action {
         let word = |i: usize| u64::from_le_bytes(std::array::from_fn(|k| bytes[i * 8 + k]));
         Self {
             handler: word(0),
-            flags: word(1),
+            flags: word(1) & KNOWN_FLAGS,
             restorer: word(2),
             mask: SigSet(word(3)).without_unblockable(),
         }

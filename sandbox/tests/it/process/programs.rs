@@ -201,3 +201,84 @@ async fn programs_of_the_system_do_what_they_do_natively() {
         }
     }
 }
+
+/// `plan` with `dir` at the same path, read-only.
+fn with_share(mut plan: Run, dir: &std::path::Path) -> Run {
+    let target = dir.to_str().unwrap().to_owned();
+    plan.manifest.shares.push(novum_sandbox::Share { source: dir.into(), target, read_only: true });
+    plan
+}
+
+#[tokio::test]
+async fn calls_that_are_answered_within_the_vm_answer_as_linux_does() {
+    if !has_kvm("calls_that_are_answered_within_the_vm_answer_as_linux_does") {
+        return;
+    }
+    let (dir, shared) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let program = compile(dir.path(), include_str!("answers.c"), &[]);
+    std::fs::write(shared.path().join("file"), "0123456789").unwrap();
+    let args = [shared.path().to_str().unwrap()];
+    let native = Command::new(&program).args(args).output().unwrap();
+    assert!(native.status.success());
+    let image = with_share(Run::new().with_libraries().args(&args), shared.path());
+    // The first start has nothing to go by, later ones know what it looked at.
+    let image = image.prepare(&program).await.unwrap();
+    for _ in 0..2 {
+        let mut sandbox = image.clone().start().await.unwrap();
+        let plan = Run::new();
+        let call = novum_sandbox::Invocation {
+            env: Vec::new(),
+            input: plan.input,
+            output: plan.output,
+            log: plan.log,
+            deadline: std::time::Instant::now() + plan.deadline,
+        };
+        let reply = sandbox.invoke(call).await.unwrap();
+        let (got, expected) =
+            (String::from_utf8_lossy(&reply.output), String::from_utf8_lossy(&native.stdout));
+        assert_eq!(got, expected, "{:?}", reply.exit);
+    }
+}
+
+#[tokio::test]
+async fn a_program_that_only_looks_sees_what_others_change() {
+    if !has_kvm("a_program_that_only_looks_sees_what_others_change") {
+        return;
+    }
+    let (dir, shared) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = r#"
+        #include <fcntl.h>
+        #include <stdio.h>
+        #include <sys/stat.h>
+        #include <unistd.h>
+        int main(int argc, char **argv) {
+            struct stat s, p;
+            write(1, "go\n", 3);
+            int fd = open(argv[1], O_RDONLY);
+            do fstat(fd, &s); while (s.st_size < 5);
+            do stat(argv[1], &p); while (p.st_size < 7);
+            char bytes[8];
+            while (read(fd, bytes, 8) > 0) ;
+            while (read(fd, bytes, 8) == 0) ;
+            return bytes[0];
+        }"#;
+    let program = compile(dir.path(), source, &[]);
+    let file = shared.path().join("file");
+    std::fs::write(&file, "xxxx").unwrap();
+    let (output, mut pieces) = tokio::sync::mpsc::channel(1);
+    let args = [file.to_str().unwrap()];
+    let mut plan = with_share(Run::new().with_libraries().args(&args), shared.path());
+    plan.manifest.timeout = std::time::Duration::from_millis(1);
+    plan.output = novum_sandbox::Output::Stream(output);
+    let running = tokio::spawn(async move { plan.run(&program).await });
+    pieces.recv().await.unwrap();
+    for size in (6..).step_by(4) {
+        if running.is_finished() {
+            break;
+        }
+        // It may be at an earlier look when the file grows: there is always something new.
+        tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+        std::fs::write(&file, "x".repeat(size)).unwrap();
+    }
+    assert_eq!(running.await.unwrap().unwrap().exit, ExitStatus::Code(i32::from(b'x')));
+}
