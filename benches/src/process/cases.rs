@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use kvm_ioctls::Kvm;
 
-use super::run::{Deployed, Program, Took, native};
+use super::run::{Deployed, Program, Took, native, native_with};
 use super::sys::cpu_time;
 use super::{Aim, Case, Measure, Sample, Side, Unit, floor};
 
@@ -30,9 +30,11 @@ pub(super) fn all(scratch: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<C
     if wanted("getpid") {
         cases.push(getpid(scratch)?);
     }
-    if wanted("work in C") {
-        let program = compile(scratch, "work", include_str!("programs/work.c"))?;
-        cases.push(work("work in C", &Program::alone(&program, &[]), scratch)?);
+    for (name, part) in [("work in C", "compute"), ("memory in C", "memory")] {
+        if wanted(name) {
+            let program = compile(scratch, "work", include_str!("programs/work.c"))?;
+            cases.push(work(name, &Program::alone(&program, &[part]), scratch)?);
+        }
     }
     if wanted("work in Python") {
         let program = Program::of_system(PYTHON, &["-c", include_str!("programs/work.py")]);
@@ -72,9 +74,15 @@ fn getpid(scratch: &Path) -> Result<Case> {
 }
 
 fn work(name: &str, program: &Program, scratch: &Path) -> Result<Case> {
-    let sides = self_timed(program, scratch, |nanos, _| nanos / 1e6)?;
+    let mut sides = self_timed(program, scratch, |nanos, _| nanos / 1e6)?;
+    let program = program.clone();
+    let large = move || {
+        let (took, output) = native_with(&program, &[("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")])?;
+        Ok(sample(own_time(&output)?.0 / 1e6, took.cpu))
+    };
+    sides.push((Side::LargePages, Box::new(large) as Measure));
     let aim = Some(Aim::OfNative(1.02));
-    Ok(Case { name: name.into(), unit: Unit::Millis, aim, per_round: 1, sides })
+    Ok(Case { name: name.into(), unit: Unit::Millis, aim, per_round: 2, sides })
 }
 
 fn python_start(scratch: &Path) -> Result<Case> {
@@ -107,7 +115,7 @@ fn whole_runs(program: &Program, scratch: &Path, unit: fn(Duration) -> f64) -> R
     let expected = Rc::new(expected);
     let check = move |(took, output): (Took, Vec<u8>)| {
         ensure!(output == *expected, "it prints something else than natively");
-        Ok(Sample { start_ms: millis(took.start), ..sample(unit(took.wall), took.cpu) })
+        Ok(Sample { start_ms: millis(took.start), exits: took.exits, ..sample(unit(took.wall), took.cpu) })
     };
     let (program, also) = (program.clone(), check.clone());
     Ok(vec![
@@ -120,23 +128,29 @@ fn whole_runs(program: &Program, scratch: &Path, unit: fn(Duration) -> f64) -> R
 /// sides; `value` makes a sample of the two.
 fn self_timed(program: &Program, scratch: &Path, value: fn(f64, f64) -> f64) -> Result<Vec<(Side, Measure)>> {
     let deployed = Deployed::new(program, scratch)?;
-    let result = |output: &[u8]| -> Result<(f64, String)> {
-        let text = String::from_utf8_lossy(output).into_owned();
-        let (nanos, rest) = text.split_once('\n').context("it prints no time")?;
-        Ok((nanos.parse()?, rest.trim().to_owned()))
-    };
-    let expected = Rc::new(result(&native(program)?.1)?.1);
+    let expected = Rc::new(own_time(&native(program)?.1)?.1);
     let check = move |(took, output): (Took, Vec<u8>)| {
-        let (nanos, rest) = result(&output)?;
+        let (nanos, rest) = own_time(&output)?;
         ensure!(rest == *expected, "its result is {rest:?}, natively {expected:?}");
         let second = rest.parse().unwrap_or(0.0);
-        Ok(Sample { start_ms: millis(took.start), ..sample(value(nanos, second), took.cpu) })
+        Ok(Sample {
+            start_ms: millis(took.start),
+            exits: took.exits,
+            ..sample(value(nanos, second), took.cpu)
+        })
     };
     let (program, also) = (program.clone(), check.clone());
     Ok(vec![
         (Side::Native, Box::new(move || also(native(&program)?)) as Measure),
         (Side::Novum, Box::new(move || check(deployed.run()?))),
     ])
+}
+
+/// The nanoseconds that a program prints first, and the rest.
+fn own_time(output: &[u8]) -> Result<(f64, String)> {
+    let text = String::from_utf8_lossy(output).into_owned();
+    let (nanos, rest) = text.split_once('\n').context("it prints no time")?;
+    Ok((nanos.parse()?, rest.trim().to_owned()))
 }
 
 /// A floor's time, and the processor time meanwhile.
@@ -147,7 +161,7 @@ fn with_cpu(measure: impl FnOnce() -> Result<Duration>) -> Result<Sample> {
 }
 
 fn sample(value: f64, cpu: Duration) -> Sample {
-    Sample { value, cpu_ms: millis(cpu), start_ms: 0.0 }
+    Sample { value, cpu_ms: millis(cpu), start_ms: 0.0, exits: 0 }
 }
 
 fn micros(time: Duration) -> f64 {

@@ -37,6 +37,8 @@ pub struct Options {
 pub enum Side {
     /// A process of the host.
     Native,
+    /// A process of the host whose memory comes in large pages, as a sandbox's does.
+    LargePages,
     /// This engine.
     Novum,
     /// Bare KVM.
@@ -76,6 +78,8 @@ struct Sample {
     cpu_ms: f64,
     /// Milliseconds of the sandbox's start, where there is one.
     start_ms: f64,
+    /// How often the program left its VM.
+    exits: u64,
 }
 
 /// One side of a case, measured.
@@ -95,6 +99,8 @@ pub struct Row {
     pub cpu_ms: Vec<f64>,
     /// Of novum: the sandbox's start in each, milliseconds.
     pub start_ms: Vec<f64>,
+    /// Of novum: how often the program left its VM in each.
+    pub exits: Vec<u64>,
 }
 
 /// The raw results.
@@ -151,6 +157,7 @@ impl Case {
             values: Vec::new(),
             cpu_ms: Vec::new(),
             start_ms: Vec::new(),
+            exits: Vec::new(),
         };
         self.sides.iter().map(row).collect()
     }
@@ -164,6 +171,7 @@ impl Case {
                 rows[at].values.push(sample.value);
                 rows[at].cpu_ms.push(sample.cpu_ms);
                 rows[at].start_ms.push(sample.start_ms);
+                rows[at].exits.push(sample.exits);
             }
         }
         Ok(())
@@ -210,6 +218,7 @@ mod tests {
             values: (0..101).map(f64::from).collect(),
             cpu_ms: Vec::new(),
             start_ms: Vec::new(),
+            exits: Vec::new(),
         };
         assert!((row(Unit::Millis).percentile(0.99) - 99.0).abs() < 1e-9);
         assert!((row(Unit::MibPerSecond).percentile(0.99) - 1.0).abs() < 1e-9);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use novum_sandbox::engines::EngineConfig;
-use novum_sandbox::process::ProcessEngine;
+use novum_sandbox::process::{ProcessEngine, exits};
 use novum_sandbox::{
     Artifact, ArtifactFormat, Engine, Function, Image, Input, Invocation, LogSink, Manifest, Output, Share,
 };
@@ -52,16 +52,29 @@ pub(super) struct Took {
     pub(super) cpu: Duration,
     /// Of `wall`: the sandbox's start. Zero for a native run.
     pub(super) start: Duration,
+    /// How often the program left its VM.
+    pub(super) exits: u64,
 }
 
 /// Runs it as a child process; `posix_spawn` inside of `Command`.
 pub(super) fn native(program: &Program) -> Result<(Took, Vec<u8>)> {
+    native_with(program, &[])
+}
+
+/// The same with an environment.
+pub(super) fn native_with(program: &Program, env: &[(&str, &str)]) -> Result<(Took, Vec<u8>)> {
     let args: Vec<OsString> = program.args.iter().map(OsString::from).collect();
     let mut command = Command::new(&program.path);
-    command.args(args).env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    command
+        .args(args)
+        .env_clear()
+        .envs(env.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit());
     let (cpu, start) = (cpu_time(), Instant::now());
     let output = command.spawn()?.wait_with_output()?;
-    let took = Took { wall: start.elapsed(), cpu: cpu_time() - cpu, start: Duration::ZERO };
+    let took = Took { wall: start.elapsed(), cpu: cpu_time() - cpu, start: Duration::ZERO, exits: 0 };
     ensure!(output.status.success(), "{}: {}", program.path.display(), output.status);
     Ok((took, output.stdout))
 }
@@ -125,7 +138,7 @@ impl Deployed {
     /// Starts a sandbox, runs the program in it to its end, and drops the sandbox.
     pub(super) fn run(&self) -> Result<(Took, Vec<u8>)> {
         self.runtime.block_on(async {
-            let (cpu, begun) = (cpu_time(), Instant::now());
+            let (cpu, begun, exits) = (cpu_time(), Instant::now(), exits());
             let mut sandbox = self.image.clone().start().await?;
             let start = begun.elapsed();
             let call = Invocation {
@@ -136,7 +149,8 @@ impl Deployed {
                 deadline: Instant::now() + TIMEOUT,
             };
             let reply = sandbox.invoke(call).await?;
-            let took = Took { wall: begun.elapsed(), cpu: cpu_time() - cpu, start };
+            let exits = novum_sandbox::process::exits() - exits;
+            let took = Took { wall: begun.elapsed(), cpu: cpu_time() - cpu, start, exits };
             ensure!(reply.exit.success(), "{}: {:?}", self.name, reply.exit);
             Ok((took, reply.output.to_vec()))
         })

@@ -147,7 +147,11 @@ fn template(setup: Setup, timeout: Duration, kept: Option<Kept>) -> Result<Templ
     thread.join().map_err(|_| Error::host("run the program to its input", "the thread has panicked"))?
 }
 
-fn template_of(setup: Setup, prepared: Result<Image, Refused>, kept: Option<&Kept>) -> Result<Template, Error> {
+fn template_of(
+    setup: Setup,
+    prepared: Result<Image, Refused>,
+    kept: Option<&Kept>,
+) -> Result<Template, Error> {
     match prepared {
         Ok(image) => {
             shells::keep();

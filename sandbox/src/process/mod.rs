@@ -59,6 +59,7 @@ use wait::Wait;
 use crate::kvm::vcpu::UserState;
 
 pub use engine::ProcessEngine;
+pub use sandbox::exits;
 
 /// Whether this machine can run the engine; `Err` says why not and what to do.
 ///

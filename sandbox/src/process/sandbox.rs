@@ -9,6 +9,7 @@
 //! comes early waits in the channel.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
@@ -294,12 +295,21 @@ fn run(
     let ended = machine.run(call.deadline).map_err(|error| Error::host("run the program", error));
     let run = started.elapsed();
     let Counts { exits, calls } = machine.take_counts();
+    EXITS.fetch_add(exits, Ordering::Relaxed);
     tracing::debug!(exits, calls, "a program ended");
     // The end of a streamed reply.
     machine.process.files.set_console(Box::new(NoConsole));
     note_unserved(machine, &*call.log);
     let collected = std::mem::take(&mut *collected.lock());
     conclude(ended?, collected, (resumed, run), machine.process.memory.limit_bytes())
+}
+
+static EXITS: AtomicU64 = AtomicU64::new(0);
+
+/// How often programs have left their VMs in this process, up to the ends of their runs: what a benchmark divides by.
+#[must_use]
+pub fn exits() -> u64 {
+    EXITS.load(Ordering::Relaxed)
 }
 
 /// Tells the user what his program asked for in vain.
