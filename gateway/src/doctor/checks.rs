@@ -112,6 +112,19 @@ pub(super) fn huge_pages(_: &Context) -> Finding {
     }
 }
 
+/// A sandbox of the process engine takes 10 to 60 mappings of the gateway, and its program may have 8,190.
+pub(super) fn mappings(_: &Context) -> Finding {
+    const DEFAULT: u64 = 65_530;
+    const A_SANDBOX: u64 = 60;
+    let text = fs::read_to_string("/proc/sys/vm/max_map_count").unwrap_or_default();
+    let Ok(most) = text.trim().parse::<u64>() else {
+        return Finding::info("vm.max_map_count cannot be read");
+    };
+    let text =
+        format!("{most} in one process: room for about {} sandboxes of the process engine", most / A_SANDBOX);
+    if most >= DEFAULT { Finding::good(text) } else { Finding::poor(text, "sysctl vm.max_map_count=262144") }
+}
+
 pub(super) fn user_namespaces(_: &Context) -> Finding {
     let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     if number("/proc/sys/user/max_user_namespaces") == Some(0) {

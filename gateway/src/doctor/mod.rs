@@ -105,6 +105,7 @@ pub const CHECKS: &[Check] = &[
     Check { name: "pagemap-scan", about: "fast reset of Wasm memory", run: checks::pagemap_scan },
     Check { name: "openat2", about: "shared directories", run: checks::openat2 },
     Check { name: "huge-pages", about: "cheaper page faults in microVMs", run: checks::huge_pages },
+    Check { name: "mappings", about: "vm.max_map_count, process engine", run: checks::mappings },
     Check { name: "user-namespaces", about: "jail of microVM workers", run: checks::user_namespaces },
     Check { name: "cgroups", about: "limits of microVM workers", run: checks::cgroups },
     Check { name: "data-dir", about: "novum serve", run: checks::data_dir },

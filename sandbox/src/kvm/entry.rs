@@ -44,7 +44,8 @@ const CR4_PAE: u64 = 1 << 5;
 const CR4_PGE: u64 = 1 << 7;
 const CR4_OSFXSR: u64 = 1 << 9;
 const CR4_OSXMMEXCPT: u64 = 1 << 10;
-const CR4_FSGSBASE: u64 = 1 << 16;
+/// `rdfsbase` and its like in every ring.
+pub(crate) const CR4_FSGSBASE: u64 = 1 << 16;
 const CR4_OSXSAVE: u64 = 1 << 18;
 const EFER_SCE: u64 = 1;
 const EFER_LME: u64 = 1 << 8;
@@ -123,8 +124,8 @@ pub(crate) fn enter_ring0(sregs: &mut kvm_sregs) {
     (sregs.cs, sregs.ss) = (code(0), data(0));
 }
 
-/// The special registers of a fresh vCPU.
-pub(crate) fn special_registers(mut sregs: kvm_sregs) -> kvm_sregs {
+/// The special registers of a fresh vCPU, with the instructions for the bases of FS and GS where those are to be had.
+pub(crate) fn special_registers(mut sregs: kvm_sregs, base_instructions: bool) -> kvm_sregs {
     enter_ring3(&mut sregs);
     (sregs.fs.base, sregs.gs.base) = (0, 0);
     sregs.tr = kvm_segment {
@@ -142,7 +143,10 @@ pub(crate) fn special_registers(mut sregs: kvm_sregs) -> kvm_sregs {
     sregs.idt.limit = (VECTORS * 16 - 1) as u16;
     sregs.cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG;
     sregs.cr3 = TABLES_GPA;
-    sregs.cr4 = CR4_PAE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_FSGSBASE | CR4_OSXSAVE;
+    sregs.cr4 = CR4_PAE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE;
+    if base_instructions {
+        sregs.cr4 |= CR4_FSGSBASE;
+    }
     sregs.efer = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE;
     sregs
 }

@@ -31,6 +31,14 @@ pub(crate) fn has_constant_counter() -> bool {
     })
 }
 
+/// Whether the CPU has `rdfsbase` and its like, and the host's kernel has turned them on for its own programs.
+pub(crate) fn has_base_instructions() -> bool {
+    rustix::param::linux_hwcap().1 & HWCAP2_FSGSBASE != 0
+}
+
+/// `AT_HWCAP2` (Linux arch/x86/include/uapi/asm/hwcap2.h).
+pub(crate) const HWCAP2_FSGSBASE: usize = 1 << 1;
+
 /// The layout where the features in `xcr0` are enabled; found out once for the value that all vCPUs have.
 pub(crate) fn state_layout(xcr0: u64) -> StateLayout {
     static LAYOUT: OnceLock<StateLayout> = OnceLock::new();

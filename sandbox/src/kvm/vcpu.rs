@@ -377,14 +377,25 @@ enum Raw {
     Broken(String),
 }
 
-/// Those of ring 3. A fresh vCPU's own are the same every time and read once.
+/// Those of ring 3, of which a fresh vCPU's own are the same every time, and read once.
+static SREGS: OnceLock<kvm_sregs> = OnceLock::new();
+
 fn special_registers(fd: &VcpuFd) -> Result<kvm_sregs, VmError> {
-    static SREGS: OnceLock<kvm_sregs> = OnceLock::new();
     if let Some(sregs) = SREGS.get() {
         return Ok(*sregs);
     }
     let fresh = fd.get_sregs().map_err(VmError::at("read registers"))?;
-    Ok(*SREGS.get_or_init(|| entry::special_registers(fresh)))
+    let mut sregs = entry::special_registers(fresh, super::features::has_base_instructions());
+    if fd.set_sregs(&sregs).is_err() {
+        // The CPU has them and KVM does not pass them on.
+        sregs = entry::special_registers(fresh, false);
+    }
+    Ok(*SREGS.get_or_init(|| sregs))
+}
+
+/// Whether programs have the instructions for the bases of FS and GS. Known once there was a vCPU.
+pub(crate) fn offers_base_instructions() -> bool {
+    SREGS.get().is_some_and(|sregs| sregs.cr4 & entry::CR4_FSGSBASE != 0)
 }
 
 /// Turns on every vector register file that KVM can save: leaf 0xD lists them.

@@ -12,12 +12,11 @@ use rustix::io::Errno;
 use super::Process;
 use super::calls::Outcome;
 use super::control::Control;
-use super::fault::{Cause, Refused};
+use super::fault::Cause;
 use super::shell::Shell;
 use super::thread::{Base, Pending, Status, Thread};
 use super::wait::Wait;
 use crate::kvm::vcpu::{Exit, Vcpu};
-use crate::kvm::{answers, entry};
 
 mod end;
 mod fault;

@@ -290,14 +290,6 @@ impl Share {
         fs::fstatfs(&self.root)
     }
 
-    /// Writes what the file system holds back (`syncfs(2)`).
-    pub fn sync(&self) {
-        // O_PATH descriptors do not sync. What fails here fails at the tenant's fsync.
-        if let Ok(dir) = self.open_dir_at(b"", Links::Refuse) {
-            let _ = rustix::fs::syncfs(dir.fd());
-        }
-    }
-
     /// The root's descriptor, for a caller that hands the whole directory on (a vhost-user server, a jail).
     #[must_use]
     pub fn root(&self) -> BorrowedFd<'_> {

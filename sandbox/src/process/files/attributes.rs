@@ -263,10 +263,17 @@ impl Files {
         })
     }
 
-    /// `sync(2)`, `syncfs(2)`: the file systems of writable shares.
+    /// `sync(2)`, `syncfs(2)`: the files of writable shares that the program has open for writing. Not more of their file systems,
+    /// which others use too: a tenant must not make the host write everything out.
     pub(crate) fn sync_all(&self) {
-        for mount in self.mounts.iter().filter(|mount| mount.share.access() == Access::ReadWrite) {
-            mount.share.sync();
+        let writes = |flags: u32| flags as i32 & libc::O_ACCMODE != libc::O_RDONLY;
+        for (_, file) in self.table.files() {
+            if let Object::Shared(open) = &file.object
+                && writes(file.flags)
+            {
+                // As with `sync`, nobody is told what fails.
+                let _ = rustix::fs::fsync(open.fd());
+            }
         }
     }
 }

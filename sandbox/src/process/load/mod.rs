@@ -10,7 +10,9 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::memory::{AddressSpace, At, FilePart, MappedFile, Prot, Request};
+use crate::kvm::features::HWCAP2_FSGSBASE;
 use crate::kvm::layout::{LARGE_PAGE, PAGE, STACK_SIZE};
+use crate::kvm::vcpu;
 
 /// The program's user and group, as every identity call answers.
 pub(crate) const USER: u64 = 0;
@@ -162,7 +164,10 @@ fn read(file: &MappedFile) -> Result<elf::Program, LoadError> {
 /// The auxiliary vector's entries that do not depend on where things were loaded.
 fn fixed_aux() -> Vec<stack::Aux> {
     const AT_MINSIGSTKSZ: u64 = 51;
-    let (hwcap, hwcap2) = rustix::param::linux_hwcap();
+    let (hwcap, mut hwcap2) = rustix::param::linux_hwcap();
+    if !vcpu::offers_base_instructions() {
+        hwcap2 &= !HWCAP2_FSGSBASE;
+    }
     let mut aux = Vec::with_capacity(24);
     aux.extend([
         (AT_MINSIGSTKSZ, rustix::param::linux_minsigstksz() as u64),

@@ -67,7 +67,8 @@ pub(crate) struct MemoryState {
 
 impl State for MemoryState {
     const KIND: &'static str = "process-memory";
-    const VERSION: u32 = 1;
+    /// 2: the call stub has pages of answers, and the tables begin behind them.
+    const VERSION: u32 = 2;
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
