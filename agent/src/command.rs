@@ -108,6 +108,10 @@ impl Command {
         let pipe = self.input.pipe.as_ref().filter(|_| self.watched && self.input.pending.is_empty());
         if pipe.is_some_and(|pipe| waiting::waits(self.pid, pipe.as_fd())) {
             self.watched = false;
+            // What it wrote since it was last looked at comes before.
+            for out in &mut self.outputs {
+                out.pump(self.number, false, link);
+            }
             link.push(to_host::Message::Waiting(Waiting { command: self.number }));
         }
     }

@@ -91,6 +91,19 @@ pub(super) struct Begun {
     log: Vec<u8>,
 }
 
+impl Begun {
+    /// Keeps output that came after the command was said to wait; false where it was more than was granted.
+    pub(super) fn keep(&mut self, output: v1::Output) -> bool {
+        let error = output.stream() == Stream::Error;
+        let left = &mut self.left[usize::from(error)];
+        let Some(rest) = left.checked_sub(output.data.len()) else { return false };
+        *left = rest;
+        let to = if error { &mut self.log } else { &mut self.output };
+        to.extend(output.data);
+        true
+    }
+}
+
 /// Most bytes that a command may write before it waits for its input.
 const MOST_BEGUN_BYTES: usize = 1 << 20;
 

@@ -182,14 +182,15 @@ impl Guest {
         let machine = Arc::new(machine);
         let stream = vsock.take_over(PORT).into_iter().next();
         let stream = stream.ok_or_else(|| SnapshotError::Refused("it has no stream to an agent".into()))?;
-        let mut channel = Channel::resume(stream, state.pending);
+        let mut channel = Channel::resume(stream, state.pending.clone());
         channel.push(to_guest::Message::Adopt(adopt(identity)?));
         // It lies in the stream before the guest's first instruction.
         channel.send_now().await?;
         machine.resume()?;
+        let AgentState { kernel, commands, places, mut begun, .. } = state;
         let adopted = async {
             tokio::select! {
-                adopted = wait_adopted(&mut channel) => adopted,
+                adopted = wait_adopted(&mut channel, &mut begun) => adopted,
                 end = machine.ended() => Err(BootError::Ended { end, console: console.tail() }),
             }
         };
@@ -197,7 +198,6 @@ impl Guest {
         tokio::time::timeout(after, adopted)
             .await
             .unwrap_or_else(|_| Err(BootError::TooSlow { after, console: console.tail() }))?;
-        let AgentState { kernel, commands, places, begun, .. } = state;
         Ok(Self { machine, channel, console, commands, kernel, places, begun, stood: Duration::ZERO })
     }
 
@@ -246,14 +246,23 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The agent's answer. What else it says is about commands that ran when it was saved; who started them is not here.
-async fn wait_adopted(channel: &mut Channel<Stream>) -> Result<(), BootError> {
+/// The agent's answer. What the waiting command still wrote is kept; what else is said is about commands that ran when the
+/// guest was saved, and who started them is not here.
+async fn wait_adopted(channel: &mut Channel<Stream>, begun: &mut Option<Begun>) -> Result<(), BootError> {
+    let excess = || BootError::Setup("the agent sent more than it was granted".into());
     loop {
-        match channel.next().await? {
+        let message = channel.next().await?;
+        let waiting = |command: u32| begun.as_ref().is_some_and(|begun| begun.number == command);
+        match message {
             to_host::Message::Adopted(_) => return Ok(()),
             to_host::Message::Failed(failed) if failed.command == 0 => {
                 return Err(BootError::Setup(failed.reason));
             }
+            to_host::Message::Output(output) if waiting(output.command) => {
+                begun.as_mut().is_some_and(|begun| begun.keep(output)).then_some(()).ok_or_else(excess)?;
+            }
+            // It ended by itself: then none waits.
+            to_host::Message::Exited(exited) if waiting(exited.command) => *begun = None,
             _ => {}
         }
     }
