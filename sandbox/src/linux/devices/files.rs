@@ -130,6 +130,15 @@ fn open_dir(share: &Share, path: &[u8], which: Which) -> Result<Dir, String> {
     Ok(dir)
 }
 
+#[cfg(test)]
+impl Kept {
+    /// One with all that there can be, for tests of how it is written.
+    pub(super) fn example() -> Self {
+        let which = Which { id: Identity { dev: 1, ino: 2 }, born: Time { seconds: 3, nanos: 4 } };
+        Self::File { flags: 2, which, locks: Locks(vec![(5, 6, true)]) }
+    }
+}
+
 impl Which {
     fn check(self, id: Identity, born: Time) -> Result<(), String> {
         // A file system that does not know the time says nothing.

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::linux::Device;
-use crate::linux::virtio::testing::{Driver, OWNER, Piece, Saved};
+use crate::linux::virtio::testing::{Driver, OWNER, Piece, Saved, golden};
 
 fn rng() -> Driver {
     Driver::start(Device::Rng.make(), 0)
@@ -61,6 +61,33 @@ fn a_device_at_work_is_not_saved() {
     let mut driver = rng();
     let error = Saved::new(|to| driver.transport().save(OWNER, to)).err().unwrap();
     assert!(matches!(error, StateError::Running { .. }));
+}
+
+#[test]
+fn registers_are_written_as_they_always_were() {
+    let queue = QueueState {
+        size: 64,
+        ready: true,
+        next_avail: 300,
+        next_used: 299,
+        event_idx: true,
+        desc_table: 0x1000,
+        avail_ring: 0x2000,
+        used_ring: 0x3000,
+    };
+    let state = TransportState {
+        device_id: 4,
+        started: true,
+        status: 15,
+        queue: 1,
+        device_features_half: 1,
+        driver_features_half: 2,
+        driver_features: 1 << 32,
+        interrupt_status: 3,
+        generation: 5,
+        queues: vec![queue],
+    };
+    golden(&state, "virtio-mmio 1 04010f01010280808080100305014001ac02ab0201802080408060");
 }
 
 proptest! {

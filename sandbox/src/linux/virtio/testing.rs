@@ -94,6 +94,17 @@ impl Saved {
     }
 }
 
+/// Sections are written as they always were, in lower-case hexadecimal digits, and read back as the same. Where this
+/// fails for a changed type, raise its version and read the old one.
+#[track_caller]
+pub(crate) fn golden<S: State + PartialEq + std::fmt::Debug>(state: &S, written: &str) {
+    let saved = Saved::new(|to| to.put(OWNER, state)).unwrap();
+    let sections = saved.snapshot.sections();
+    let bytes: String = sections[0].bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(format!("{} {} {bytes}", S::KIND, S::VERSION), written);
+    assert_eq!(saved.snapshot.take::<S>(OWNER).unwrap(), *state);
+}
+
 /// Bytes that pass as a section of `S`.
 struct Raw<S>(Vec<u8>, PhantomData<S>);
 

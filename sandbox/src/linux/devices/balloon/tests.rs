@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::linux::virtio::testing::{Driver, Piece, pieces};
+use crate::linux::virtio::testing::{Driver, Piece, golden, pieces};
 
 const AT: u64 = 0x100_0000;
 
@@ -119,6 +119,14 @@ fn a_driver_that_does_not_tell_is_not_believed() {
     let (balloon, mut driver) = start(0);
     driver.ask(&[Piece::Out((AT as u32 / PAGE as u32).to_le_bytes().to_vec())]);
     assert!(balloon.given_ranges().is_empty());
+}
+
+#[test]
+fn balloons_are_written_as_they_always_were() {
+    golden(
+        &Pages { target_pages: 1, actual_pages: 2, given: vec![(3, 400)] },
+        "virtio-balloon 1 010201039003",
+    );
 }
 
 proptest! {

@@ -5,7 +5,7 @@ use std::fs;
 use super::super::tests::{ask, disk, driver, range};
 use super::super::{Block, BlockDevice, DiskAccess};
 use super::*;
-use crate::linux::virtio::testing::Driver;
+use crate::linux::virtio::testing::{Driver, golden};
 use proptest::prelude::*;
 
 const PRIVATE: DiskAccess = DiskAccess::Private { folder: None };
@@ -93,6 +93,16 @@ fn more_than_a_disk_can_have_is_refused() {
     ] {
         assert!(with(bad).unwrap_err().contains("does not fit"));
     }
+}
+
+#[test]
+fn disks_are_written_as_they_always_were() {
+    let file = FileState { bytes: 1024, dev: 1, ino: 2, changed: Some((3, 4)) };
+    let clusters = Some(vec![(0, Some(Bytes(b"abc".to_vec()))), (9, None)]);
+    golden(
+        &DiskState { file, size_bytes: 1024, base_bytes: 512, clusters },
+        "virtio-blk 1 800801020106088008800401020001036162630900",
+    );
 }
 
 proptest! {

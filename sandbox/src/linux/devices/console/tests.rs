@@ -6,7 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::linux::virtio::testing::{Driver, Piece, pieces};
+use crate::linux::virtio::testing::{Driver, Piece, golden, pieces};
 
 struct Out(Sender<Vec<u8>>);
 
@@ -84,6 +84,14 @@ fn what_was_typed_and_the_size_come_back() {
     });
     let error = driver.restore(Box::new(ConsoleDevice::new(console)), &much).unwrap_err();
     assert!(error.to_string().contains("typed"), "{error}");
+}
+
+#[test]
+fn terminals_are_written_as_they_always_were() {
+    golden(
+        &Terminal { waiting: Bytes(b"typed".to_vec()), columns: 132, rows: 43, told: true },
+        "virtio-console 1 05747970656484012b01",
+    );
 }
 
 proptest! {

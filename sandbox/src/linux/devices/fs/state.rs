@@ -69,3 +69,21 @@ impl Server {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::linux::virtio::testing::golden;
+
+    #[test]
+    fn nodes_are_written_as_they_always_were() {
+        let mut known = Nodes::new();
+        known.look_up(b"a".to_vec(), Identity { dev: 1, ino: 2 }).unwrap();
+        let (nodes, next_node) = known.table();
+        let handles = vec![(1, 2, Kept::example())];
+        golden(
+            &Files { root: Identity { dev: 7, ino: 8 }, nodes, next_node, handles, next_handle: 2 },
+            "virtio-fs 1 0708020101000001020101610101020103010102000201020604010a0c0102",
+        );
+    }
+}

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::*;
-use crate::linux::virtio::testing::{Driver, Piece, pieces};
+use crate::linux::virtio::testing::{Driver, Piece, golden, pieces};
 
 fn start() -> (OwnedFd, Driver) {
     let (host, tap) =
@@ -113,6 +113,11 @@ fn a_card_with_another_address_waits_for_its_link() {
     let error = driver.restore(Box::new(NetDevice::new(other)), &saved).unwrap_err();
     assert!(error.to_string().contains("MTU"), "{error}");
     drop(host);
+}
+
+#[test]
+fn cards_are_written_as_they_always_were() {
+    golden(&Card { mac: MacAddress::of(1), mtu: 1500, link: true }, "virtio-net 1 524e00000001dc0b01");
 }
 
 proptest! {

@@ -72,3 +72,22 @@ impl Server {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::linux::virtio::testing::golden;
+
+    #[test]
+    fn fids_are_written_as_they_always_were() {
+        let fids = vec![
+            (1, Vec::new(), None),
+            (2, b"a/b".to_vec(), Some(Kept::example())),
+            (3, b"c".to_vec(), Some(Kept::Lost)),
+        ];
+        golden(
+            &Fids { root: Identity { dev: 7, ino: 8 }, message_size: 4096, fids },
+            "virtio-9p 1 07088020030100000203612f6201000201020604010a0c010301630102",
+        );
+    }
+}

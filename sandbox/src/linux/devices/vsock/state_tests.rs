@@ -9,7 +9,7 @@ use super::super::stream::{Stream, Vsock};
 use super::super::{VsockDevice, connection};
 use super::*;
 use crate::linux::virtio::VirtioDevice;
-use crate::linux::virtio::testing::{OWNER, Saved};
+use crate::linux::virtio::testing::{OWNER, Saved, golden};
 
 const CID: u64 = 3;
 const PORT: u32 = 5;
@@ -135,6 +135,24 @@ fn more_than_a_guest_could_have_made_is_refused() {
     ] {
         assert!(streams(bad).unwrap_err().contains("does not fit"));
     }
+}
+
+#[test]
+fn streams_are_written_as_they_always_were() {
+    let mut connection = Connection::accepted();
+    connection.incoming.extend(b"in");
+    connection.outgoing.extend(b"out");
+    let key = Key { host: PORT, guest: 9 };
+    let streams = Streams {
+        spoken_cid: CID,
+        next_port: 1 << 30,
+        refusals: vec![key],
+        connections: vec![(key, connection)],
+    };
+    golden(
+        &streams,
+        "virtio-vsock 1 038080808004010509010509010002696e036f757400000000000001000000000000000000",
+    );
 }
 
 #[derive(Clone, Copy, Debug)]
