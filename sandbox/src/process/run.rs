@@ -153,12 +153,11 @@ impl Machine {
 
     /// Stops after the marker: `Some(None)` where the CPU is still on its way back from the call.
     fn stop_at_marker(&mut self) -> Result<Option<Option<Ended>>, RunError> {
-        const SOON: Duration = Duration::from_micros(50);
         if !self.marker.as_ref().is_some_and(|seen| seen.load(Ordering::SeqCst)) {
             return Ok(None);
         }
         if !self.shell.vcpu.is_in_program() {
-            self.shell.timer.arm(SOON, SOON).map_err(RunError::host("start the timer"))?;
+            self.shell.timer.arm(SLICE, SLICE).map_err(RunError::host("start the timer"))?;
             return Ok(Some(None));
         }
         let regs = self.shell.vcpu.regs();

@@ -285,3 +285,49 @@ proptest! {
         memory_of(&bytes);
     }
 }
+
+#[test]
+#[ignore = "a measurement; prints figures"]
+fn figures_of_a_stored_image() {
+    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let (file, hello) = (dir.path().join("hello.c"), dir.path().join("hello"));
+    std::fs::write(&file, "#include <unistd.h>\nint main(void) { char c[9]; return read(0, c, 9) < 0; }")
+        .unwrap();
+    let built =
+        std::process::Command::new("gcc").args(["-O1", "-static", "-o"]).arg(&hello).arg(&file).status();
+    assert!(built.expect("gcc runs").success());
+    let python = std::fs::canonicalize("/usr/bin/python3").unwrap();
+    let json = "import json, sys; print(json.dumps(json.load(sys.stdin)))";
+    let dirs = ["/usr", "/lib", "/lib64", "/etc"];
+    let store = Store::open(dir.path().join("store")).unwrap();
+    let cases =
+        [("hello", setup_of(&hello, &[], &[])), ("python", setup_of(&python, &["-I", "-c", json], &dirs))];
+    for (version, (name, setup)) in (1..).zip(&cases) {
+        let (engine, function, key) = (EngineKind::Process, "figures".parse().unwrap(), setup.key());
+        let (artifact, novum) = (Digest::of(b""), String::new());
+        let origin = Origin { engine, function, version, artifact, novum, made_at_ms: 0, key };
+        let mut times = [vec![], vec![], vec![]];
+        let mut images = None;
+        for _ in 0..10 {
+            let at = Instant::now();
+            let taken = prepare(setup, Duration::from_secs(20)).unwrap();
+            times[0].push(at.elapsed());
+            let at = Instant::now();
+            taken.store(&store, &origin).unwrap();
+            times[1].push(at.elapsed());
+            let at = Instant::now();
+            let loaded = Image::load(&store, &origin, setup).unwrap().unwrap();
+            times[2].push(at.elapsed());
+            images = Some([Arc::new(taken), Arc::new(loaded)]);
+        }
+        for (what, mut times) in ["taken", "stored", "loaded"].into_iter().zip(times) {
+            times.sort();
+            println!("{name}: {what} in min {:?} p50 {:?}", times[0], times[5]);
+        }
+        let [taken, loaded] = images.unwrap();
+        for _ in 0..2 {
+            figures(&format!("{name}, memory"), &taken, 100);
+            figures(&format!("{name}, store"), &loaded, 100);
+        }
+    }
+}
