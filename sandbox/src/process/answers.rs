@@ -123,7 +123,8 @@ impl Process {
         let Some(foresight) = self.ahead.foresight.clone() else { return known };
         match known.first() {
             Some(looked) => foresight.learn(self.ahead.course, &looked.path, PATHS),
-            None => self.ahead.course.pass(number, mark(number, value)),
+            None if !may_be_answered(number, value) => self.ahead.course.pass(number, mark(number, value)),
+            None => {}
         }
         for path in foresight.after(self.ahead.course) {
             if known.iter().all(|other| *other.path != *path) {
@@ -208,6 +209,16 @@ fn known_path(path: &[u8], found: Result<&Attr, Errno>) -> Option<KnownPath> {
         Err(_) => return None,
     };
     KnownPath::fits(path).then(|| KnownPath { path: path.to_vec(), result })
+}
+
+/// Whether the call may have left the VM only because its answer had grown old: it says nothing about the start's course.
+fn may_be_answered(number: u64, value: Result<u64, ()>) -> bool {
+    match number as i64 {
+        libc::SYS_read | libc::SYS_getdents64 => value == Ok(0),
+        libc::SYS_close | libc::SYS_getcwd | libc::SYS_rt_sigaction => true,
+        libc::SYS_fstat | libc::SYS_newfstatat | libc::SYS_ioctl | libc::SYS_lseek => true,
+        _ => false,
+    }
 }
 
 /// What tells a call from others in a [`Course`]: results that are the same in every start, so no addresses.
