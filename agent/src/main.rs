@@ -12,6 +12,7 @@
 mod adopt;
 mod boot;
 mod command;
+mod files;
 mod link;
 mod session;
 mod setup;

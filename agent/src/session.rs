@@ -9,7 +9,7 @@ use novum_proto::guest::v1::{Adopt, Adopted, Failed, Hello, Ready, Resize, Start
 
 use crate::command::Command;
 use crate::link::Link;
-use crate::{adopt, setup, sys};
+use crate::{adopt, files, setup, sys};
 
 /// How often a command is looked at whose waiting for input is to be told.
 const WATCH_MS: i32 = 2;
@@ -111,6 +111,10 @@ impl Session {
             Message::Entropy(entropy) => self.report(setup::reseed(&entropy)),
             Message::PowerOff(_) => self.over = true,
             Message::Adopt(adopt) => self.adopt(&adopt)?,
+            Message::File(request) => {
+                let reply = files::serve(&request);
+                self.link.push(reply);
+            }
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! The metrics page, in OpenMetrics text. Labels are function names and engines, so there are never more series than
 //! deployed functions times a constant.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use prometheus_client::collector::Collector;
@@ -15,6 +16,7 @@ use crate::functions::Entry;
 use crate::metrics::{BUCKETS_NS, Count, FunctionStats, Latencies, Part};
 use crate::pool::Pool;
 use crate::service::admin::resident_bytes;
+use crate::sessions::{self, ExecCount, Sandboxes};
 
 /// What HTTP says the page is.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -78,6 +80,7 @@ impl Collector for Gateway {
             .collect();
         all.sort_unstable_by(|a, b| a.function.cmp(&b.function));
         encode_gateway(&mut encoder, &core)?;
+        encode_sessions(&mut encoder, core.sandboxes())?;
         encode_counters(&mut encoder, &all)?;
         encode_gauges(&mut encoder, &all)?;
         encode_memory(&mut encoder, &all)?;
@@ -103,6 +106,45 @@ fn encode_gateway(encoder: &mut DescriptorEncoder<'_>, core: &Core) -> Encoded {
     for (name, help, value) in gauges {
         let gauge = ConstGauge::new(value);
         gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+    }
+    Ok(())
+}
+
+/// Sandboxes that live between calls.
+fn encode_sessions(encoder: &mut DescriptorEncoder<'_>, sandboxes: &Sandboxes) -> Encoded {
+    let (sessions, snapshots) = sandboxes.len();
+    let gauges = [
+        ("sessions", "Sandboxes that live between calls", sessions),
+        ("session_snapshots", "Snapshots of sandboxes that live between calls", snapshots),
+    ];
+    for (name, help, value) in gauges {
+        let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+        gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+    }
+    let counts = sandboxes.counts();
+    let help = "Sandboxes that live between calls, made";
+    let made = ConstCounter::new(counts.created.load(Ordering::Relaxed));
+    made.encode(encoder.encode_descriptor("sessions_made", help, None, made.metric_type())?)?;
+    let ended = sessions::REASONS.into_iter().zip(&counts.ended);
+    let commands = ExecCount::ALL.map(|(_, outcome)| outcome).into_iter().zip(&counts.commands);
+    let bytes = [("read", &counts.read_bytes), ("written", &counts.written_bytes)];
+    encode_labelled(encoder, "sessions_ended", "Such sandboxes that are gone, by why", "reason", ended)?;
+    encode_labelled(encoder, "session_commands", "Commands in them by how they ended", "outcome", commands)?;
+    let help = "Bytes of files read from them and written into them";
+    encode_labelled(encoder, "session_file_bytes", help, "direction", bytes)
+}
+
+fn encode_labelled<'a>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    label: &str,
+    values: impl IntoIterator<Item = (&'static str, &'a AtomicU64)>,
+) -> Encoded {
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (value, count) in values {
+        let labels = [(label, value)];
+        ConstCounter::new(count.load(Ordering::Relaxed)).encode(metric.encode_family(&labels)?)?;
     }
     Ok(())
 }

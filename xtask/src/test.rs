@@ -54,6 +54,8 @@ const IN_THE_RIG: &[&[&str]] = &[
         "--test",
         "linux_restore",
         "--test",
+        "linux_sessions",
+        "--test",
         "linux_snapshot",
         "--",
         "--test-threads=1",

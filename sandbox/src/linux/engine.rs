@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use novum_snapshot::Store;
 
 use super::End;
 use super::guest::{
@@ -19,20 +20,23 @@ use crate::engines::EngineConfig;
 use crate::error::Error;
 use crate::function::{ArtifactFormat, EngineKind, Function};
 use crate::process::signal::Signal;
+use crate::session::Sessions;
 
 /// Least memory of a guest in which a kernel, the agent and a small program have room.
-const LEAST_MEMORY: u64 = 64 << 20;
+pub(super) const LEAST_MEMORY: u64 = 64 << 20;
 /// How long a guest may take to boot; a real one takes well under a second.
-const BOOT_PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const BOOT_PATIENCE: Duration = Duration::from_secs(120);
 /// Where a program that was deployed alone is put.
-const LONE_PROGRAM_DIR: &str = "app";
+pub(super) const LONE_PROGRAM_DIR: &str = "app";
 /// Where programs are looked for, unless the manifest says it.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The linux engine.
 #[derive(Debug)]
 pub struct LinuxEngine {
-    kernels: PathBuf,
+    pub(super) kernels: PathBuf,
+    /// Where snapshots of sandboxes go.
+    pub(super) store: Option<Store>,
     /// Where programs that were deployed alone become directories.
     programs: PathBuf,
     /// Where images are while they are made.
@@ -49,6 +53,7 @@ impl LinuxEngine {
         super::probe().map_err(|reason| Error::Unavailable { engine: EngineKind::Linux, reason })?;
         Ok(Self {
             kernels: config.kernels.clone(),
+            store: config.snapshots.clone(),
             programs: config.cache.join("linux"),
             images: config.cache.join("linux-images"),
             max_memory_bytes: config.max_memory_bytes,
@@ -137,13 +142,18 @@ impl LinuxEngine {
 
     /// A directory with nothing but the program in it, named by its digest.
     fn lone_program(&self, function: &Function, name: &str) -> Result<PathBuf, Error> {
-        let layer = self.programs.join(function.artifact.digest.to_string()).join(name);
+        self.lone_layer(&function.artifact.digest.to_string(), name, &function.artifact.path)
+    }
+
+    /// A directory with nothing but `file` in it, called `name`; `key` tells files apart.
+    pub(super) fn lone_layer(&self, key: &str, name: &str, file: &Path) -> Result<PathBuf, Error> {
+        let layer = self.programs.join(key).join(name);
         let program = layer.join(LONE_PROGRAM_DIR).join(name);
         let make = || -> std::io::Result<()> {
             let folder = layer.join(LONE_PROGRAM_DIR);
             std::fs::create_dir_all(&folder)?;
             let unfinished = tempfile_in(&folder);
-            std::fs::copy(&function.artifact.path, &unfinished)?;
+            std::fs::copy(file, &unfinished)?;
             make_executable(&unfinished)?;
             std::fs::rename(&unfinished, &program)
         };
@@ -175,6 +185,10 @@ impl Engine for LinuxEngine {
     async fn prepare(&self, function: Arc<Function>) -> Result<Arc<dyn Image>, Error> {
         let template = self.template(&function)?;
         Ok(Arc::new(LinuxImage::make(template, &self.images).await?))
+    }
+
+    fn sessions(&self) -> Option<&dyn Sessions> {
+        Some(self)
     }
 }
 
@@ -219,7 +233,7 @@ impl Guest {
     }
 }
 
-fn exit_status(end: CommandEnd) -> ExitStatus {
+pub(super) fn exit_status(end: CommandEnd) -> ExitStatus {
     match end {
         CommandEnd::Code(code) => ExitStatus::Code(code as i32),
         CommandEnd::Signal(number) => {
@@ -265,6 +279,7 @@ mod tests {
     fn engine(cache: &Path) -> LinuxEngine {
         LinuxEngine {
             kernels: cache.join("none"),
+            store: None,
             programs: cache.join("linux"),
             images: cache.join("images"),
             max_memory_bytes: 1 << 30,

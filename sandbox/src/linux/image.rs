@@ -24,7 +24,7 @@ use crate::engine::{Image, Invocation, Renewal, Reply, Sandbox};
 use crate::error::Error;
 
 /// What the host keeps for a guest beside its memory: threads, rings, KVM's own tables.
-const HOST_BYTES: u64 = 2 << 20;
+pub(super) const HOST_BYTES: u64 = 2 << 20;
 
 /// What a function's guests are.
 #[derive(Debug)]

@@ -20,6 +20,7 @@ pub mod layout;
 pub mod machine;
 mod memory;
 mod pause;
+mod session;
 pub mod snapshot;
 mod sys;
 mod vcpu;

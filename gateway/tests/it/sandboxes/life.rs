@@ -144,6 +144,16 @@ async fn limits_of_a_command_kill_it() {
     much.output_bytes = Some(100_000);
     refused(place.run(much, b"").await, Code::ResourceExhausted, "output_bytes");
     assert_eq!(place.run(words("work", &["true"]), b"").await.unwrap().code(), Some(0));
+    let (_, _, page) = place.gateway.http("GET /metrics HTTP/1.1", b"");
+    let page = String::from_utf8(page).unwrap();
+    for line in [
+        "novum_sessions 1",
+        "novum_sessions_made_total 1",
+        "novum_session_commands_total{outcome=\"ok\"} 1",
+        "novum_session_commands_total{outcome=\"stopped\"} 2",
+    ] {
+        assert!(page.contains(line), "{line} is missing in {page}");
+    }
 }
 
 #[tokio::test]

@@ -28,6 +28,25 @@ pub enum ChannelError {
     Frame(#[from] FrameError),
 }
 
+/// Messages out and in: the stream itself, or a command's part of it.
+pub(crate) trait Wire: Send {
+    /// Puts a message behind the others.
+    fn push(&mut self, message: to_guest::Message);
+
+    /// The next message of the guest; can be given up and called again without losing anything.
+    fn next(&mut self) -> impl Future<Output = Result<to_host::Message, ChannelError>> + Send;
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire for Channel<S> {
+    fn push(&mut self, message: to_guest::Message) {
+        Self::push(self, message);
+    }
+
+    async fn next(&mut self) -> Result<to_host::Message, ChannelError> {
+        Self::next(self).await
+    }
+}
+
 /// A channel's bytes on their way, for a snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Pending {
@@ -65,6 +84,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Channel<S> {
     pub(crate) fn pending(&self) -> Pending {
         let outgoing = self.outgoing[self.sent..].to_vec();
         Pending { incoming: self.frames.rest().to_vec(), outgoing }
+    }
+
+    /// Bytes that the stream has not taken yet.
+    pub(crate) fn backlog(&self) -> usize {
+        self.outgoing.len() - self.sent
     }
 
     /// Sends what the stream takes at once.

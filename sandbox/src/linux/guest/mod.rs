@@ -8,6 +8,7 @@
 
 pub(crate) mod channel;
 mod kernel;
+mod mux;
 mod run;
 mod snapshot;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use crate::share::{Access, Share};
 use channel::{Channel, ChannelError};
 
 pub use kernel::{Kernel, KernelMissing};
+pub(crate) use mux::{FileFailed, Mux, MuxError, Saved};
 pub use run::{CommandEnd, Control, Done, Streams};
 pub use snapshot::Identity;
 use snapshot::Places;

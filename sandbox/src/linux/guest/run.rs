@@ -15,10 +15,9 @@ use novum_proto::guest::v1::{self, Credit, Exited, Stream, exited, to_guest, to_
 use novum_proto::guest::{FIRST_CREDIT_BYTES, GRANT_AFTER_BYTES, MOST_PIECE_BYTES};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc::{Receiver, Sender};
 
-use super::channel::{Channel, ChannelError};
+use super::channel::{ChannelError, Wire};
 use super::{Command, CommandError};
 use crate::engine::{Input, LogSink, Output};
 
@@ -70,13 +69,29 @@ pub struct Done {
 }
 
 /// Runs `command`, which the guest knows as `number`. Giving the future up leaves the command running in the guest.
-pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
-    channel: &mut Channel<S>,
+pub(super) async fn run<W: Wire>(
+    channel: &mut W,
     number: u32,
     command: &Command,
     streams: Streams,
 ) -> Result<Done, CommandError> {
     let run = Run::new(channel, number, streams);
+    run.channel.push(to_guest::Message::Start(command.message(number)));
+    run.finish().await
+}
+
+/// As [`run`], with standard error as a stream of its own; `begun` is told when the command runs.
+pub(super) async fn run_piped<W: Wire>(
+    channel: &mut W,
+    number: u32,
+    command: &Command,
+    streams: Streams,
+    error: Sender<Bytes>,
+    begun: tokio::sync::oneshot::Sender<()>,
+) -> Result<Done, CommandError> {
+    let mut run = Run::new(channel, number, streams);
+    run.sinks[1] = Sink::stream(error);
+    run.tell_begun = Some(begun);
     run.channel.push(to_guest::Message::Start(command.message(number)));
     run.finish().await
 }
@@ -108,8 +123,8 @@ impl Begun {
 const MOST_BEGUN_BYTES: usize = 1 << 20;
 
 /// Starts `command` and waits until it waits for its input; `None` where it ends without.
-pub(super) async fn begin<S: AsyncRead + AsyncWrite + Unpin>(
-    channel: &mut Channel<S>,
+pub(super) async fn begin<W: Wire>(
+    channel: &mut W,
     number: u32,
     command: &Command,
     deadline: Instant,
@@ -137,14 +152,14 @@ pub(super) async fn begin<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// Goes on with a command that waits for its input, as [`run`] does with a new one.
-pub(super) async fn go_on<S: AsyncRead + AsyncWrite + Unpin>(
-    channel: &mut Channel<S>,
+pub(super) async fn go_on<W: Wire>(
+    channel: &mut W,
     begun: &Begun,
     streams: Streams,
 ) -> Result<Done, CommandError> {
     let mut run = Run::new(channel, begun.number, streams);
-    if !begun.log.is_empty() {
-        run.log.write(&begun.log);
+    if let (Sink::Log(log), false) = (&run.sinks[1], begun.log.is_empty()) {
+        log.write(&begun.log);
     }
     // What it wrote before it waited is the first of this run's output; its credit is accounted for.
     run.left[0] = begun.left[0] + begun.output.len();
@@ -165,8 +180,8 @@ impl LogSink for Kept {
     }
 }
 
-struct Run<'a, S> {
-    channel: &'a mut Channel<S>,
+struct Run<'a, W> {
+    channel: &'a mut W,
     number: u32,
     input: Option<Receiver<Bytes>>,
     /// Input that is not sent yet.
@@ -174,10 +189,10 @@ struct Run<'a, S> {
     /// Whether the end of the input is still to be told.
     end_due: bool,
     input_credit: usize,
-    sink: Sink,
-    /// Credit of standard output and standard error that the guest has left.
+    /// Of standard output and standard error.
+    sinks: [Sink; 2],
+    /// Credit of the two that the guest has left.
     left: [usize; 2],
-    log: Arc<dyn LogSink>,
     control: Option<Receiver<Control>>,
     deadline: Instant,
     begun: Instant,
@@ -186,30 +201,61 @@ struct Run<'a, S> {
     first_byte: Option<Duration>,
     /// It has said that it waits for its input.
     waiting: bool,
+    /// Wants to know when the command runs.
+    tell_begun: Option<tokio::sync::oneshot::Sender<()>>,
 }
 
 enum Sink {
     Collect { limit_bytes: usize },
     Stream { to: Sender<Bytes>, waiting: VecDeque<Bytes> },
+    Log(Arc<dyn LogSink>),
+}
+
+impl Sink {
+    fn stream(to: Sender<Bytes>) -> Self {
+        Self::Stream { to, waiting: VecDeque::new() }
+    }
+
+    /// Room for a piece that waits; false where the reader is gone.
+    async fn room(&self) -> bool {
+        match self {
+            Self::Stream { to, waiting } if !waiting.is_empty() => to.reserve().await.is_ok(),
+            // The reader went away while there was nothing for it.
+            Self::Stream { to, .. } => {
+                to.closed().await;
+                false
+            }
+            Self::Collect { .. } | Self::Log(_) => std::future::pending().await,
+        }
+    }
+
+    /// Bytes that wait for their reader.
+    fn kept(&self) -> usize {
+        match self {
+            Self::Stream { waiting, .. } => waiting.iter().map(Bytes::len).sum(),
+            Self::Collect { .. } | Self::Log(_) => 0,
+        }
+    }
 }
 
 /// What a step woke up for.
 enum Event {
     Message(Box<to_host::Message>),
     Input(Option<Bytes>),
-    Room,
+    /// In the sink of this number.
+    Room(usize),
     Control(Option<Control>),
 }
 
-impl<'a, S: AsyncRead + AsyncWrite + Unpin> Run<'a, S> {
-    fn new(channel: &'a mut Channel<S>, number: u32, streams: Streams) -> Self {
+impl<'a, W: Wire> Run<'a, W> {
+    fn new(channel: &'a mut W, number: u32, streams: Streams) -> Self {
         let (pending, input) = match streams.input {
             Input::Bytes(bytes) => (bytes, None),
             Input::Stream(receiver) => (Bytes::new(), Some(receiver)),
         };
         let sink = match streams.output {
             Output::Collect { limit_bytes } => Sink::Collect { limit_bytes },
-            Output::Stream(to) => Sink::Stream { to, waiting: VecDeque::new() },
+            Output::Stream(to) => Sink::stream(to),
         };
         Self {
             channel,
@@ -218,9 +264,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Run<'a, S> {
             pending,
             end_due: true,
             input_credit: FIRST_CREDIT_BYTES as usize,
-            sink,
+            sinks: [sink, Sink::Log(streams.log)],
             left: [FIRST_CREDIT_BYTES as usize; 2],
-            log: streams.log,
             control: streams.control,
             deadline: streams.deadline,
             begun: Instant::now(),
@@ -228,6 +273,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Run<'a, S> {
             collected: Vec::new(),
             first_byte: None,
             waiting: false,
+            tell_begun: None,
         }
     }
 
@@ -250,7 +296,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Run<'a, S> {
             Event::Message(message) => return self.receive(*message),
             Event::Input(Some(bytes)) => self.pending = bytes,
             Event::Input(None) => self.input = None,
-            Event::Room => self.pass_one()?,
+            Event::Room(index) => self.pass_one(index)?,
             Event::Control(Some(control)) => self.control(control),
             Event::Control(None) => self.control = None,
         }
@@ -260,22 +306,19 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Run<'a, S> {
     async fn event(&mut self) -> Result<Event, CommandError> {
         let wants_input = self.pending.is_empty();
         let after = self.begun;
+        let [output, error] = &self.sinks;
         let room = async {
-            match &self.sink {
-                Sink::Stream { to, waiting } if !waiting.is_empty() => to.reserve().await.is_ok(),
-                // The reader went away while there was nothing for it.
-                Sink::Stream { to, .. } => {
-                    to.closed().await;
-                    false
-                }
-                Sink::Collect { .. } => std::future::pending().await,
-            }
+            let (index, room) = tokio::select! {
+                room = output.room() => (0, room),
+                room = error.room() => (1, room),
+            };
+            room.then_some(index)
         };
         tokio::select! {
             message = self.channel.next() => Ok(Event::Message(Box::new(message?))),
             piece = receive(&mut self.input), if wants_input => Ok(Event::Input(piece)),
             control = receive(&mut self.control) => Ok(Event::Control(control)),
-            room = room => if room { Ok(Event::Room) } else { Err(CommandError::Cancelled) },
+            room = room => room.map(Event::Room).ok_or(CommandError::Cancelled),
             () = tokio::time::sleep_until(self.deadline.into()) => Err(CommandError::Deadline { after: after.elapsed() }),
         }
     }
@@ -304,7 +347,11 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Run<'a, S> {
                 self.input_credit = most.min(self.input_credit.saturating_add(bytes as usize));
             }
             Message::Started(started) if started.command == self.number => {
-                self.started = self.begun.elapsed()
+                self.started = self.begun.elapsed();
+                if let Some(tell) = self.tell_begun.take() {
+                    // Whoever wanted to know may have left.
+                    let _ = tell.send(());
+                }
             }
             Message::Waiting(waiting) if waiting.command == self.number => self.waiting = true,
             Message::Exited(Exited { command, how: Some(how) }) if command == self.number => {
@@ -336,13 +383,10 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Run<'a, S> {
         if data.is_empty() {
             return Ok(());
         }
-        if stream == Stream::Error {
-            self.log.write(&data);
-            self.grant(Stream::Error);
-            return Ok(());
+        if index == 0 {
+            self.first_byte.get_or_insert_with(|| self.begun.elapsed());
         }
-        self.first_byte.get_or_insert_with(|| self.begun.elapsed());
-        match &mut self.sink {
+        match &mut self.sinks[index] {
             Sink::Collect { limit_bytes } => {
                 if self.collected.len() + data.len() > *limit_bytes {
                     return Err(CommandError::OutputLimit { limit_bytes: *limit_bytes });
@@ -350,29 +394,27 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Run<'a, S> {
                 self.collected.extend(data);
             }
             Sink::Stream { waiting, .. } => waiting.push_back(data.into()),
+            Sink::Log(log) => log.write(&data),
         }
-        self.grant(Stream::Output);
+        self.grant(index);
         Ok(())
     }
 
     /// Hands one piece on, for which there is room.
-    fn pass_one(&mut self) -> Result<(), CommandError> {
-        let Sink::Stream { to, waiting } = &mut self.sink else { return Ok(()) };
+    fn pass_one(&mut self, index: usize) -> Result<(), CommandError> {
+        let Sink::Stream { to, waiting } = &mut self.sinks[index] else { return Ok(()) };
         if let Some(piece) = waiting.pop_front() {
             to.try_send(piece).map_err(|_| CommandError::Cancelled)?;
         }
-        self.grant(Stream::Output);
+        self.grant(index);
         Ok(())
     }
 
     /// Gives back the credit of what is not kept here any more, in large pieces.
-    fn grant(&mut self, stream: Stream) {
-        let kept = match (&self.sink, stream) {
-            (Sink::Stream { waiting, .. }, Stream::Output) => waiting.iter().map(Bytes::len).sum(),
-            _ => 0,
-        };
-        let left = &mut self.left[usize::from(stream == Stream::Error)];
-        let due = (FIRST_CREDIT_BYTES as usize).saturating_sub(*left + kept);
+    fn grant(&mut self, index: usize) {
+        let stream = [Stream::Output, Stream::Error][index];
+        let left = &mut self.left[index];
+        let due = (FIRST_CREDIT_BYTES as usize).saturating_sub(*left + self.sinks[index].kept());
         if due >= GRANT_AFTER_BYTES as usize {
             *left += due;
             let credit = Credit { command: self.number, stream: stream.into(), bytes: due as u32 };
@@ -390,12 +432,15 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Run<'a, S> {
         });
     }
 
-    /// The command is over; what its reader has not taken yet still goes there.
+    /// The command is over; what its readers have not taken yet still goes there.
     async fn flush(&mut self) -> Result<(), CommandError> {
-        let Sink::Stream { to, waiting } = &mut self.sink else { return Ok(()) };
+        let sinks = &mut self.sinks;
         let all = async {
-            for piece in waiting.drain(..) {
-                to.send(piece).await.map_err(|_| CommandError::Cancelled)?;
+            for sink in sinks {
+                let Sink::Stream { to, waiting } = sink else { continue };
+                for piece in waiting.drain(..) {
+                    to.send(piece).await.map_err(|_| CommandError::Cancelled)?;
+                }
             }
             Ok(())
         };

@@ -22,7 +22,7 @@ use super::{
     devices, entropy,
 };
 use crate::linux::vsock::{Stream, Vsock};
-use crate::linux::{Machine, SnapshotError};
+use crate::linux::{Machine, Saved, SnapshotError};
 
 /// As Linux numbers it.
 const SIGKILL: u32 = 9;
@@ -130,6 +130,11 @@ impl Guest {
     /// # Errors
     /// Where it has ended, or the store or KVM fails; it then goes on all the same.
     pub async fn snapshot(&mut self, store: &Store) -> Result<Digest, SnapshotError> {
+        self.save(store, false).await
+    }
+
+    /// As [`Self::snapshot`]; a guest that `stands` already stays so.
+    pub(super) async fn save(&mut self, store: &Store, stands: bool) -> Result<Digest, SnapshotError> {
         let state = AgentState {
             kernel: self.kernel.clone(),
             commands: self.commands,
@@ -138,7 +143,14 @@ impl Guest {
             begun: self.begun.clone(),
         };
         let (machine, store) = (self.machine.clone(), store.clone());
-        let work = move || machine.snapshot(&store, |writer| writer.put("", &state));
+        let work = move || {
+            if !stands {
+                return machine.snapshot(&store, |writer| writer.put("", &state));
+            }
+            let digest = machine.save(&store, |writer| writer.put("", &state))?;
+            // It stood before and still does: not for this.
+            Ok(Saved { digest, stood: Duration::ZERO })
+        };
         // It takes milliseconds: not on a thread that serves others.
         let saved = tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
             let source = std::io::Error::other(error);
