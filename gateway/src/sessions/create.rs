@@ -207,9 +207,11 @@ impl Core {
     /// Takes the sandbox out of the table when it ends by itself.
     fn attend_end(self: &Arc<Self>, entry: &Arc<Entry>) {
         let (core, entry) = (Arc::downgrade(self), Arc::clone(entry));
+        // It may be gone already.
+        let Ok(session) = entry.session() else { return };
         self.control.spawn(async move {
             let how = tokio::select! {
-                how = entry.session.ended() => how,
+                how = session.ended() => how,
                 _ = entry.gone() => return,
             };
             if let Some(core) = core.upgrade() {

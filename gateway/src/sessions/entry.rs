@@ -33,7 +33,8 @@ pub struct Entry {
     pub lifetime: Duration,
     /// How long making it took.
     pub start_time: Duration,
-    pub(super) session: Arc<dyn Session>,
+    /// `None` once it is gone: events and callers that still hold the entry must not keep the sandbox.
+    session: Mutex<Option<Arc<dyn Session>>>,
     /// Its function's artifact must stay on the disk.
     pub(super) keeps: Option<Arc<Deployment>>,
     pub(super) born: Instant,
@@ -79,7 +80,7 @@ impl Entry {
             idle,
             lifetime,
             start_time,
-            session,
+            session: Mutex::new(Some(session)),
             keeps,
             born: now,
             inner: Mutex::new(Inner { paused: false, commands: 0, calls: 0, last_used: now }),
@@ -108,8 +109,16 @@ impl Entry {
         self.measured.load(Ordering::Relaxed)
     }
 
+    /// What does its work.
+    ///
+    /// # Errors
+    /// Where it is gone.
+    pub(super) fn session(&self) -> Result<Arc<dyn Session>, Error> {
+        self.session.lock().clone().ok_or_else(|| self.gone_error())
+    }
+
     pub(super) fn measure(&self) -> u64 {
-        let bytes = self.session.private_bytes();
+        let bytes = self.session().map_or(0, |session| session.private_bytes());
         self.measured.store(bytes, Ordering::Relaxed);
         bytes
     }
@@ -128,9 +137,11 @@ impl Entry {
         self.gone.is_cancelled()
     }
 
-    pub(super) fn end(&self, reason: &Reason) {
+    /// The session, for the caller to drop where nobody waits for that.
+    pub(super) fn end(&self, reason: &Reason) -> Option<Arc<dyn Session>> {
         let _ = self.reason.set(reason.clone());
         self.gone.cancel();
+        self.session.lock().take()
     }
 
     /// Returns when it is out of the table, with what to tell whoever still wants something of it.

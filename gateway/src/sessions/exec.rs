@@ -103,9 +103,9 @@ impl Core {
         if entry.paused() {
             return Err(Error::Session(SessionError::Busy("the sandbox is paused; resume it first".into())));
         }
+        let session = entry.session()?;
         let began = Instant::now();
         let mut under = Under::begin(&self.sandboxes, &entry, &command.exec.args[0]);
-        let session = Arc::clone(&entry.session);
         let run = entry.with(async move { session.exec(command.exec, streams, started).await });
         let time = async {
             match command.timeout {

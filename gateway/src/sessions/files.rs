@@ -77,7 +77,8 @@ impl Core {
     ) -> Result<Bytes, Error> {
         check_path("path", path)?;
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(MOST_FILE_PIECE_BYTES);
-        let piece = entry.with(entry.session.read_file(path, offset, length)).await?;
+        let session = entry.session()?;
+        let piece = entry.with(session.read_file(path, offset, length)).await?;
         self.sandboxes.counts.read_bytes.fetch_add(piece.data.len() as u64, Ordering::Relaxed);
         Ok(piece.data)
     }
@@ -93,12 +94,13 @@ impl Core {
         (mut begun, mut position): (bool, u64),
         mut data: Bytes,
     ) -> Result<u64, Error> {
+        let session = entry.session()?;
         loop {
             let piece = data.split_to(data.len().min(MOST_FILE_PIECE_BYTES));
             let length = piece.len() as u64;
             let write =
                 FileWrite { path: target.path.clone(), place: target.place(begun, position), data: piece };
-            entry.with(entry.session.write_file(write)).await?;
+            entry.with(session.write_file(write)).await?;
             self.sandboxes.counts.written_bytes.fetch_add(length, Ordering::Relaxed);
             position += length;
             begun = true;

@@ -188,9 +188,11 @@ impl Sandboxes {
             return;
         }
         state.table.remove(&entry.name);
-        entry.end(reason);
+        let session = entry.end(reason);
         state.watchers.tell(entry, Happening::Deleted { reason: reason.text().to_owned() });
         self.counts.ended[reason.index()].fetch_add(1, Ordering::Relaxed);
+        drop(state);
+        drop(session);
         tracing::info!(sandbox = %entry.name, reason = reason.text(), "a sandbox is gone");
     }
 

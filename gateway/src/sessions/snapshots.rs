@@ -116,7 +116,7 @@ impl Core {
         let entry = Arc::clone(entry);
         self.on_control(async move {
             let _turn = entry.turn.lock().await;
-            let session = Arc::clone(&entry.session);
+            let session = entry.session()?;
             entry.with(async move { session.snapshot().await }).await
         })
         .await
@@ -132,7 +132,7 @@ impl Core {
         self.on_control(async move {
             let turn = entry.turn.lock().await;
             if entry.paused() != paused {
-                let session = Arc::clone(&entry.session);
+                let session = entry.session()?;
                 let change =
                     async move { if paused { session.pause().await } else { session.resume().await } };
                 entry.with(change).await?;

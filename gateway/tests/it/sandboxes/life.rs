@@ -104,6 +104,8 @@ async fn a_paused_sandbox_stands_still() {
 #[tokio::test]
 async fn deleting_a_sandbox_ends_its_command() {
     let Some(mut place) = Place::new("deleting_a_sandbox_ends_its_command", &[]).await else { return };
+    // One that does not read keeps nothing alive.
+    let _watch = place.client.watch(proto::WatchSandboxesRequest::default()).await.unwrap();
     for (name, paused) in [("plain", false), ("paused", true)] {
         place.create(name).await;
         let mut running = place.start(words(name, &["sleep", "1000"])).await.unwrap();
