@@ -20,6 +20,7 @@ use crate::kvm::vcpu::{Exit, Vcpu};
 
 mod end;
 mod fault;
+mod wake;
 
 pub(crate) use end::{Ended, RunError};
 
@@ -262,15 +263,6 @@ impl Machine {
         self.waits().filter_map(|(_, wait)| wait.until).min()
     }
 
-    /// While one thread has the CPU the others' waits go on: the timer must strike for them too.
-    fn watch_waits(&mut self) -> Result<(), RunError> {
-        if self.process.threads.len() == 1 || self.ticking {
-            return Ok(());
-        }
-        let early = self.next_due().is_some_and(|due| due < self.strikes);
-        if early || self.must_tick() { self.arm() } else { Ok(()) }
-    }
-
     /// Tells the VM what changed in the address space.
     fn settle(&mut self) -> Result<(), RunError> {
         // Out of memory for tables: the program finds out when it touches the page.
@@ -313,6 +305,7 @@ impl Machine {
                 let pending = Pending { number: regs.rax, args, wait };
                 self.process.threads.current_mut().status = Status::Blocked(pending);
                 self.leave_cpu(regs)?;
+                self.retry_if_signalled();
                 Ok(None)
             }
             Ok(Outcome::Value(value)) => self.answer(value),
@@ -336,7 +329,7 @@ impl Machine {
     }
 
     /// What the last call did to others: blocked threads that may go on, a timer that was set.
-    fn spread_changes(&mut self) -> Result<(), RunError> {
+    pub(super) fn spread_changes(&mut self) -> Result<(), RunError> {
         if self.process.take_changed() {
             self.wake(|wait| wait.inside);
         }
@@ -386,20 +379,6 @@ impl Machine {
         self.process.end_slice();
         self.on_cpu = None;
         Ok(())
-    }
-
-    /// Blocked threads whose wait this may end are tried again.
-    fn wake(&mut self, ends: impl Fn(&Wait) -> bool) {
-        let woken: Vec<u32> = self
-            .process
-            .threads
-            .iter()
-            .filter(|thread| matches!(&thread.status, Status::Blocked(pending) if ends(&pending.wait)))
-            .map(|thread| thread.id)
-            .collect();
-        for id in woken {
-            self.process.threads.wake(id);
-        }
     }
 
     pub(super) fn vcpu(&mut self) -> &mut Vcpu {
@@ -469,12 +448,15 @@ impl Machine {
 
     /// Waits until a blocked thread may go on, and marks those.
     fn idle(&mut self, deadline: Instant) -> Result<Option<Ended>, RunError> {
+        // First: a kick that comes after the looks below must still be there when the vCPU runs.
+        self.shell.kick.clear();
         self.control.attend(&mut self.process);
         if let Some(ended) = self.stop(deadline) {
             return Ok(Some(ended));
         }
         self.process.expire_timers();
-        if self.wake_signalled() {
+        let (signalled, changed) = (self.wake_signalled(), self.wake_changed());
+        if signalled || changed {
             return Ok(None);
         }
         let waits: BTreeMap<u32, Wait> = self.waits().map(|(id, wait)| (id, wait.clone())).collect();
@@ -485,23 +467,8 @@ impl Machine {
             return Ok(Some(Ended::WantsInput));
         }
         let ready = self.poll(&waits, until)?;
-        self.shell.kick.clear();
         self.wake_all(ready);
         Ok(None)
-    }
-
-    /// Wakes the blocked threads whose time has come.
-    fn wake_due(&mut self) {
-        let now = Instant::now();
-        let due: Vec<u32> = self.waits().filter(|(_, wait)| wait.is_due(now)).map(|(id, _)| id).collect();
-        self.wake_all(due);
-    }
-
-    fn wake_all(&mut self, ids: Vec<u32>) {
-        for id in ids {
-            self.process.threads.wake(id);
-            self.process.threads.wake_current_if(id);
-        }
     }
 
     /// Looks, without waiting, whether anything came for blocked threads while another one runs.

@@ -44,6 +44,8 @@ impl Process {
             None => self.pending.push(info),
         };
         self.posted = true;
+        // Who takes signals by a call waits for a change.
+        self.changed();
         taken
     }
 

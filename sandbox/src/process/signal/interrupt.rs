@@ -18,6 +18,8 @@ impl Machine {
     pub(in crate::process) fn deliver_signals(&mut self) -> Result<Option<Ended>, RunError> {
         if self.process.take_posted() {
             self.wake_signalled();
+            self.spread_changes()?;
+            self.watch_waits()?;
         }
         if !self.process.may_have_signal() || self.vcpu().is_in_stub() {
             return Ok(None);

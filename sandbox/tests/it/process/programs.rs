@@ -136,6 +136,26 @@ async fn waits_end_while_another_thread_keeps_the_cpu() {
 }
 
 #[tokio::test]
+async fn a_thread_that_may_go_on_does_so_while_another_one_computes() {
+    if !has_kvm("a_thread_that_may_go_on_does_so_while_another_one_computes") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let program = compile(dir.path(), include_str!("wakes.c"), &["-pthread"]);
+    let mut wrong = Vec::new();
+    for case in ["timer", "sleepers", "signalled", "alarmed", "taken", "let_in"] {
+        let plan = Run::new().args(&[case]).with_libraries();
+        // Where the timer is lost, the deadline is too.
+        let patience = 2 * plan.deadline;
+        match tokio::time::timeout(patience, plan.run(&program)).await {
+            Ok(Ok(reply)) if reply.output == format!("{case}\n").as_bytes() => {}
+            other => wrong.push((case, other.map(|ended| ended.map(|reply| reply.exit)))),
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+#[tokio::test]
 async fn vector_registers_survive_calls() {
     if !has_kvm("vector_registers_survive_calls") {
         return;
