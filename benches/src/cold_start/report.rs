@@ -326,9 +326,10 @@ pub(super) mod tests {
     #[test]
     fn raw_results_read_back_as_they_were() {
         let directory = tempfile::tempdir().unwrap();
-        write(&results(), directory.path()).unwrap();
+        let results = results();
+        write(&results, directory.path()).unwrap();
         let text = fs::read_to_string(directory.path().join("cold-start.json")).unwrap();
         let again: Results = serde_json::from_str(&text).unwrap();
-        assert_eq!(markdown(&again), markdown(&results()));
+        assert_eq!(markdown(&again), markdown(&results));
     }
 }
