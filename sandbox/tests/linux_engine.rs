@@ -107,7 +107,7 @@ async fn a_function_is_fed_where_it_waits_for_its_input() {
 #[tokio::test]
 async fn a_function_that_never_waits_runs_from_its_beginning() {
     let folder = tempfile::tempdir().unwrap();
-    let script = "echo $((2 + $(cat /count 2> /dev/null || echo 0))) | tee /count";
+    let script = "sum=$((2 + $(cat /count 2> /dev/null || echo 0))); echo $sum | tee /count";
     let test = "a_function_that_never_waits_runs_from_its_beginning";
     let Some(image) = image(test, folder.path(), script).await else { return };
     let log = Arc::new(Log::default());
