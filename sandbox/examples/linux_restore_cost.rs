@@ -9,53 +9,21 @@
 //! cargo xtask rig --icount --memory 2048 -- target/debug/examples/linux_restore_cost
 //! ```
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+mod cost;
 
-use bytes::Bytes;
-use novum_sandbox::linux::guest::{Command, Done, Guest, GuestConfig, Identity, Kernel, Root, Streams};
-use novum_sandbox::{Input, LogSink, Output};
+use std::time::Instant;
+
+use cost::{PATIENCE, Result, cat, check, million, streams};
+use novum_sandbox::linux::guest::{Guest, Identity};
 use novum_snapshot::{Snapshot, Store};
 
-const MEMORY_BYTES: u64 = 128 << 20;
 const ROUNDS: usize = 5;
-/// Files here cost no host I/O while something is measured.
-const FAST: &str = "/dev/shm";
-const PATIENCE: Duration = Duration::from_secs(600);
 const FORKS: [usize; 3] = [1, 10, 50];
-
-struct Nowhere;
-
-impl LogSink for Nowhere {
-    fn write(&self, _: &[u8]) {}
-}
-
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    let home = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
-    let found = Kernel::find(&home.ok_or("neither XDG_CACHE_HOME nor HOME is set")?.join("novum/kernels"))?;
-    let folder = Path::new(FAST).join("linux_restore_cost");
-    let root = folder.join("root/bin");
-    std::fs::create_dir_all(&root)?;
-    let image = folder.join("vmlinux");
-    std::fs::copy(&found.image, &image)?;
-    std::fs::copy("/bin/busybox", root.join("busybox"))?;
-    let config = GuestConfig {
-        kernel: Kernel { image, modules: found.modules },
-        memory_bytes: MEMORY_BYTES,
-        vcpus: 1,
-        root: Root::Layers(vec![folder.join("root")]),
-        directories: Vec::new(),
-        hostname: "cost".into(),
-        patience: PATIENCE,
-    };
-    println!("{} MiB, 1 vCPU, kernel {}", MEMORY_BYTES >> 20, found.image.display());
-    let args = ["/bin/busybox", "cat"].map(str::to_owned).to_vec();
-    let cat = Command { args, ..Command::default() };
+    let (folder, config) = cost::guest("linux_restore_cost")?;
+    let cat = cat();
     let store = Store::open(folder.join("store"))?;
     let mut snapshot = None;
     for round in 1..=2 {
@@ -118,24 +86,6 @@ async fn main() -> Result<()> {
         );
     }
     Ok(())
-}
-
-fn million(time: Duration) -> f64 {
-    time.as_nanos() as f64 / 1e6
-}
-
-fn streams() -> Streams {
-    Streams {
-        input: Input::Bytes(Bytes::from_static(b"hello")),
-        output: Output::Collect { limit_bytes: 100 },
-        log: Arc::new(Nowhere),
-        control: None,
-        deadline: Instant::now() + PATIENCE,
-    }
-}
-
-fn check(done: &Done) -> Result<()> {
-    if done.output == b"hello" { Ok(()) } else { Err(format!("the guest answered {:?}", done.output).into()) }
 }
 
 /// Page faults of this process that needed no I/O.

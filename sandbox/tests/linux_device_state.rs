@@ -7,9 +7,9 @@ mod guest;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use guest::{Console, Guest, PATIENCE, our_kernel};
+use guest::{Console, Guest, PATIENCE, our_kernel, until};
 use novum_sandbox::linux::balloon::Balloon;
 use novum_sandbox::linux::block::{Block, DiskAccess};
 use novum_sandbox::linux::{Device, End, Machine, console};
@@ -37,15 +37,6 @@ fn folder() -> tempfile::TempDir {
     fs::create_dir(folder.path().join("share")).unwrap();
     fs::write(folder.path().join("disk"), vec![0; 1 << 20]).unwrap();
     folder
-}
-
-#[track_caller]
-fn until(what: &str, console: &Console, mut seen: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !seen() {
-        assert!(Instant::now() < deadline, "{what} does not come:\n{}", console.text());
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// Saves the machine and stops it.

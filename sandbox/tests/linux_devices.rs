@@ -8,24 +8,14 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use guest::{Console, Guest, PATIENCE, our_kernel};
+use guest::{Console, Guest, PATIENCE, our_kernel, until};
 use novum_sandbox::linux::balloon::Balloon;
 use novum_sandbox::linux::block::{Block, DiskAccess};
 use novum_sandbox::linux::net::{MacAddress, Net};
 use novum_sandbox::linux::{Device, End, Machine, console};
 use novum_sandbox::share::{Access, Share};
-
-/// Waits until `seen` holds.
-#[track_caller]
-fn until(what: &str, console: &Console, mut seen: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !seen() {
-        assert!(Instant::now() < deadline, "{what} does not come:\n{}", console.text());
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
 
 #[track_caller]
 fn exits(machine: &Machine, console: &Console) {

@@ -5,28 +5,17 @@ mod guest;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use guest::{Log, PATIENCE};
 use novum_sandbox::engines::{self, EngineConfig};
 use novum_sandbox::{
-    Artifact, ArtifactFormat, EngineKind, Error, ExitStatus, Function, Image, Input, Invocation, LogSink,
-    Manifest, Output, Reply, Share,
+    Artifact, ArtifactFormat, EngineKind, Error, ExitStatus, Function, Image, Input, Invocation, Manifest,
+    Output, Reply, Share,
 };
 use novum_snapshot::Digest;
-
-/// Far above what anything here takes in the rig.
-const PATIENCE: Duration = Duration::from_secs(600);
-
-#[derive(Default)]
-struct Log(Mutex<String>);
-
-impl LogSink for Log {
-    fn write(&self, bytes: &[u8]) {
-        self.0.lock().unwrap().push_str(&String::from_utf8_lossy(bytes));
-    }
-}
 
 fn config(cache: &Path, kernels: PathBuf) -> EngineConfig {
     EngineConfig {
@@ -81,7 +70,7 @@ async fn a_function_gets_its_input_arguments_and_environment() {
     assert!((1..8 << 20).contains(&private), "it shares the image's memory: {private}");
     let reply = sandbox.invoke(call("abc ", 100, PATIENCE, &log)).await.unwrap();
     assert_eq!((reply.exit, reply.output.as_ref()), (ExitStatus::Code(3), &b"ABC one more script\n"[..]));
-    assert_eq!(*log.0.lock().unwrap(), "logged\n");
+    assert_eq!(log.text(), "logged\n");
     assert!(reply.timings.first_byte.unwrap() <= reply.timings.run);
     drop(sandbox);
     assert_eq!(image.private_bytes(), 0);
@@ -114,7 +103,7 @@ async fn a_function_that_never_waits_runs_from_its_beginning() {
     for _ in 0..2 {
         let reply =
             invoke(&image, Invocation { env: vec![], ..call("", 100, PATIENCE, &log) }).await.unwrap();
-        let told = (reply.exit, log.0.lock().unwrap().clone());
+        let told = (reply.exit, log.text());
         assert_eq!(reply.output.as_ref(), b"2\n", "no run is seen by another: {told:?}");
     }
 }

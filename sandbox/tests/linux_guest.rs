@@ -4,48 +4,25 @@
 
 mod guest;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use guest::{debian_kernel, our_kernel};
+use guest::{Log, PATIENCE, debian_kernel, our_kernel, with_agent};
 use novum_sandbox::linux::End;
 use novum_sandbox::linux::guest::{
     Command, CommandEnd, CommandError, Control, Directory, Done, Guest, GuestConfig, Kernel, Limit, Root,
     Streams, TerminalSize, User,
 };
-use novum_sandbox::{Input, LogSink, Output};
+use novum_sandbox::{Input, Output};
 use tokio::sync::mpsc;
 
-/// Far above what anything here takes in the rig.
-const PATIENCE: Duration = Duration::from_secs(600);
 /// As Linux numbers it.
 const RLIMIT_NOFILE: u32 = 7;
 
-#[derive(Default)]
-struct Log(Mutex<Vec<u8>>);
-
-impl LogSink for Log {
-    fn write(&self, bytes: &[u8]) {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-    }
-}
-
-fn config(kernel: Kernel) -> GuestConfig {
-    GuestConfig {
-        kernel,
-        memory_bytes: 256 << 20,
-        vcpus: 1,
-        root: Root::Layers(vec!["/".into()]),
-        directories: Vec::new(),
-        hostname: "guest".into(),
-        patience: PATIENCE,
-    }
-}
-
 async fn ours(test: &str) -> Option<Guest> {
     let kernel = Kernel { image: our_kernel(test)?.vmlinux(), modules: None };
-    Some(Guest::boot(config(kernel)).await.unwrap_or_else(|error| panic!("{error}")))
+    Some(Guest::boot(with_agent(kernel, "guest")).await.unwrap_or_else(|error| panic!("{error}")))
 }
 
 fn command(args: &[&str]) -> Command {
@@ -62,7 +39,7 @@ async fn run(guest: &mut Guest, command: &Command, input: &'static [u8]) -> (Str
     let log = Arc::new(Log::default());
     let done = guest.run(command, streams(Input::Bytes(Bytes::from_static(input)), log.clone())).await;
     let Done { end, output, .. } = done.unwrap_or_else(|error| panic!("{error}\n{}", guest.console()));
-    let errors = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned();
+    let errors = log.text();
     (String::from_utf8_lossy(&output).into_owned(), errors, end)
 }
 
@@ -206,7 +183,7 @@ async fn directories_are_layered_and_mounted_and_only_what_may_be_is_written() {
     let mut guest = Guest::boot(GuestConfig {
         root: Root::Layers(vec![folder.path().join("top"), "/".into()]),
         directories: vec![directory("read", true), directory("write", false)],
-        ..config(kernel)
+        ..with_agent(kernel, "guest")
     })
     .await
     .unwrap();
@@ -232,7 +209,7 @@ async fn a_guest_that_resets_itself_is_told() {
 async fn debians_kernel_runs_a_command_too() {
     let Some(kernel) = debian_kernel("debians_kernel_runs_a_command_too") else { return };
     let kernel = Kernel { image: kernel.vmlinux(), modules: Some(kernel.modules()) };
-    let mut guest = Guest::boot(config(kernel)).await.unwrap_or_else(|error| panic!("{error}"));
+    let mut guest = Guest::boot(with_agent(kernel, "guest")).await.unwrap_or_else(|error| panic!("{error}"));
     let (output, errors, end) = run(&mut guest, &sh("cat; uname -s"), b"hello ").await;
     assert_eq!((output.as_str(), end), ("hello Linux\n", CommandEnd::Code(0)), "{errors}");
     assert!(guest.kernel_release().ends_with("amd64"), "{}", guest.kernel_release());

@@ -6,40 +6,16 @@ mod guest;
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use guest::{debian_kernel, our_kernel};
+use guest::{Log, PATIENCE, debian_kernel, our_kernel, with_agent};
 use novum_sandbox::linux::guest::{
-    Command, CommandEnd, Directory, Done, Guest, GuestConfig, Identity, Kernel, Root, Streams,
+    Command, CommandEnd, Directory, Done, Guest, GuestConfig, Identity, Kernel, Streams,
 };
-use novum_sandbox::{Input, LogSink, Output};
+use novum_sandbox::{Input, Output};
 use novum_snapshot::{Snapshot, Store};
-
-/// Far above what anything here takes in the rig.
-const PATIENCE: Duration = Duration::from_secs(600);
-
-#[derive(Default)]
-struct Log(Mutex<Vec<u8>>);
-
-impl LogSink for Log {
-    fn write(&self, bytes: &[u8]) {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-    }
-}
-
-fn config(kernel: Kernel) -> GuestConfig {
-    GuestConfig {
-        kernel,
-        memory_bytes: 256 << 20,
-        vcpus: 1,
-        root: Root::Layers(vec!["/".into()]),
-        directories: Vec::new(),
-        hostname: "first".into(),
-        patience: PATIENCE,
-    }
-}
 
 fn identity(name: &str, like: &GuestConfig) -> Identity {
     Identity {
@@ -75,7 +51,7 @@ async fn run(guest: &mut Guest, script: &str) -> String {
     let log = Arc::new(Log::default());
     let done = guest.run(&sh(script), streams(b"", &log)).await;
     let Done { end, output, .. } = done.unwrap_or_else(|error| panic!("{error}\n{}", guest.console()));
-    let errors = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned();
+    let errors = log.text();
     assert_eq!(end, CommandEnd::Code(0), "{script}: {errors}");
     String::from_utf8_lossy(&output).into_owned()
 }
@@ -93,7 +69,7 @@ const UNIQUE: &str = "cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/rando
 async fn survives(kernel: Kernel) {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path()).unwrap();
-    let config = config(kernel);
+    let config = with_agent(kernel, "first");
     let mut first = Guest::boot(config.clone()).await.unwrap_or_else(|error| panic!("{error}"));
     // The nonce is in the guest's memory only.
     run(&mut first, "head -c 16 /dev/urandom | od -An -tx1 > /tmp/nonce").await;
@@ -135,7 +111,7 @@ async fn a_command_that_waits_for_its_input_gets_it_in_every_restored_guest() {
     let Some(kernel) = ours(test) else { return };
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path()).unwrap();
-    let config = config(kernel);
+    let config = with_agent(kernel, "first");
     let mut first = Guest::boot(config.clone()).await.unwrap();
     let command = sh("python3 -c 'import sys, json
 print(\"ready\", flush=True); print(\"log\", file=sys.stderr, flush=True)
@@ -148,7 +124,7 @@ print(json.dumps(sys.stdin.read()))'");
         let log = Arc::new(Log::default());
         let done = guest.go_on(streams(input.as_bytes(), &log)).await.unwrap();
         assert_eq!(String::from_utf8_lossy(&done.output), format!("ready\n\"{input}\"\n"));
-        assert_eq!((done.end, log.0.lock().unwrap().as_slice()), (CommandEnd::Code(0), &b"log\n"[..]));
+        assert_eq!((done.end, log.text()), (CommandEnd::Code(0), "log\n".to_owned()));
         assert_eq!(run(&mut guest, "hostname").await, "first\n", "nobody gave it another name");
     }
     let mut guest = Guest::restore(&snapshot, &identity("", &config)).await.unwrap();
@@ -167,7 +143,7 @@ async fn forks_share_directories_and_have_their_own_files_and_ids() {
         std::fs::write(path.join("lines"), "one\ntwo\nthree\n").unwrap();
         Directory { source: path, target: "/data".into(), read_only: false }
     };
-    let config = GuestConfig { directories: vec![shared("a")], vcpus: 2, ..config(kernel) };
+    let config = GuestConfig { directories: vec![shared("a")], vcpus: 2, ..with_agent(kernel, "first") };
     let mut first = Guest::boot(config.clone()).await.unwrap();
     let script = "exec 3< /data/lines; read line <&3; read input; read line <&3; echo $line $input
         echo $line > /data/written; cat /etc/machine-id";
@@ -182,7 +158,11 @@ async fn forks_share_directories_and_have_their_own_files_and_ids() {
         let done = guest.go_on(streams(b"go\n", &log)).await.unwrap();
         outputs.push(String::from_utf8_lossy(&done.output).into_owned());
     }
-    assert!(outputs.iter().all(|output| output.starts_with("two go\n")), "{outputs:?} {log:?}", log = log.0);
+    assert!(
+        outputs.iter().all(|output| output.starts_with("two go\n")),
+        "{outputs:?} {log:?}",
+        log = log.text()
+    );
     assert_eq!(outputs[0].lines().nth(1), Some("a5".repeat(16).as_str()));
     assert_ne!(outputs[1], outputs[0]);
     assert_eq!(std::fs::read_to_string(folder.path().join("a/written")).unwrap(), "two\n");
@@ -195,7 +175,7 @@ async fn an_hour_later_the_time_is_right_and_an_old_snapshot_is_good() {
     let Some(kernel) = ours(test) else { return };
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path()).unwrap();
-    let config = config(kernel);
+    let config = with_agent(kernel, "first");
     let mut first = Guest::boot(config.clone()).await.unwrap();
     // For the guest it is an hour earlier than it is.
     run(&mut first, "date -s @$(($(date +%s) - 3600)) > /dev/null").await;
@@ -244,7 +224,7 @@ async fn restores_in_a_row_under_load_lose_nothing() {
     std::fs::write(data.join("blob"), &blob).unwrap();
     std::fs::write(data.join("load"), LOAD).unwrap();
     let directory = Directory { source: data, target: "/data".into(), read_only: false };
-    let config = GuestConfig { directories: vec![directory], vcpus: 2, ..config(kernel) };
+    let config = GuestConfig { directories: vec![directory], vcpus: 2, ..with_agent(kernel, "first") };
     let mut guest = Guest::boot(config.clone()).await.unwrap();
     run(&mut guest, "setsid python3 /data/load > /tmp/log 2>&1 < /dev/null &").await;
     let begun = "until [ -e /tmp/count ]; do [ -s /tmp/log ] && cat /tmp/log >&2 && exit 1; sleep 0.1; done

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use novum_kernel::cpio::Cpio;
 use novum_kernel::{Cache, build, import};
+use novum_sandbox::LogSink;
 use novum_sandbox::linux::boot::{BootSource, EntryKind, Initramfs};
+use novum_sandbox::linux::guest::{GuestConfig, Kernel, Root};
 use novum_sandbox::linux::layout::EXIT_PORT;
 use novum_sandbox::linux::{Device, End, Machine, MachineConfig};
 
@@ -62,6 +64,45 @@ impl Write for Console {
 impl Console {
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+/// Waits until `seen` holds.
+#[track_caller]
+pub(crate) fn until(what: &str, console: &Console, mut seen: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !seen() {
+        assert!(Instant::now() < deadline, "{what} does not come:\n{}", console.text());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A command's standard error.
+#[derive(Default)]
+pub(crate) struct Log(Mutex<Vec<u8>>);
+
+impl LogSink for Log {
+    fn write(&self, bytes: &[u8]) {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+    }
+}
+
+impl Log {
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+/// A guest with an agent whose root is this machine's `/`, read-only.
+pub(crate) fn with_agent(kernel: Kernel, hostname: &str) -> GuestConfig {
+    GuestConfig {
+        kernel,
+        memory_bytes: 256 << 20,
+        vcpus: 1,
+        root: Root::Layers(vec!["/".into()]),
+        directories: Vec::new(),
+        hostname: hostname.into(),
+        patience: PATIENCE,
     }
 }
 
