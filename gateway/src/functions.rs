@@ -14,11 +14,9 @@ use crate::artifacts::Artifacts;
 use crate::error::Error;
 use crate::logs::FunctionLog;
 use crate::metrics::FunctionStats;
+use crate::page::{Page, page};
 use crate::pool::{Occupancy, Pool};
 use crate::registry::Record;
-
-const DEFAULT_PAGE: u32 = 100;
-const MAX_PAGE: u32 = 1000;
 
 /// What all versions of a function share.
 #[derive(Debug)]
@@ -149,14 +147,6 @@ impl Entry {
     }
 }
 
-/// A part of the list of functions.
-pub struct Page {
-    /// Current versions.
-    pub deployments: Vec<Arc<Deployment>>,
-    /// The token of the next page; empty after the last one.
-    pub next: String,
-}
-
 /// All functions at one moment.
 pub type Table = HashMap<FunctionName, Entry>;
 
@@ -190,29 +180,12 @@ impl Functions {
     ///
     /// # Errors
     /// Names `page_size` or `page_token`.
-    pub fn page(&self, size: u32, token: &str) -> Result<Page, Error> {
-        let size = match size {
-            0 => DEFAULT_PAGE,
-            n if n > MAX_PAGE => {
-                return Err(Error::field("page_size", format!("must be at most {MAX_PAGE}, not {n}")));
-            }
-            n => n,
-        } as usize;
-        let after = if token.is_empty() { None } else { Some(token.parse::<FunctionName>()) };
-        let after = after
-            .transpose()
-            .map_err(|_| Error::field("page_token", "must be the `next_page_token` of an earlier reply"))?;
+    pub fn page(&self, size: u32, token: &str) -> Result<Page<Arc<Deployment>>, Error> {
         let table = self.all();
         let mut entries: Vec<_> =
-            table.iter().filter(|(name, _)| after.as_ref().is_none_or(|after| *name > after)).collect();
+            table.iter().map(|(name, entry)| (name, Arc::clone(entry.current()))).collect();
         entries.sort_unstable_by_key(|(name, _)| *name);
-        let more = entries.len() > size;
-        entries.truncate(size);
-        let last = entries.last().filter(|_| more).map(|(name, _)| name.to_string());
-        Ok(Page {
-            deployments: entries.into_iter().map(|(_, entry)| Arc::clone(entry.current())).collect(),
-            next: last.unwrap_or_default(),
-        })
+        page(entries.into_iter(), size, token)
     }
 
     /// Puts `entry` in the place of what is called `name`; `None` removes it. Returns what was there.

@@ -230,7 +230,7 @@ async fn list(State(core): State<Arc<Core>>, Query(pairs): Pairs) -> Result<Json
         }
     }
     let page = core.functions().page(size, &token)?;
-    let functions: Vec<_> = page.deployments.iter().map(|deployment| json::function(deployment)).collect();
+    let functions: Vec<_> = page.items.iter().map(|deployment| json::function(deployment)).collect();
     Ok(Json(json!({ "functions": functions, "next_page_token": page.next })))
 }
 

@@ -26,6 +26,7 @@ pub mod manifest;
 pub mod metrics;
 pub mod note;
 pub mod pack;
+pub mod page;
 pub mod pool;
 pub mod registry;
 pub mod server;

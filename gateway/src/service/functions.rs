@@ -100,7 +100,7 @@ impl Functions for FunctionsService {
         let proto::ListRequest { page_size, page_token } = request.get_ref();
         let page = self.core.functions().page(*page_size, page_token).map_err(|e| status::grpc(&e))?;
         Ok(Response::new(proto::ListResponse {
-            functions: page.deployments.iter().map(|deployment| convert::function(deployment)).collect(),
+            functions: page.items.iter().map(|deployment| convert::function(deployment)).collect(),
             next_page_token: page.next,
         }))
     }

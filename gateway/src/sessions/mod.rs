@@ -25,6 +25,7 @@ use parking_lot::Mutex;
 
 use crate::error::Error;
 use crate::id::InvocationId;
+use crate::page::{Page, page};
 
 pub use create::{Request, Source};
 pub use entry::{Entry, Used};
@@ -41,9 +42,6 @@ pub const MAX_IDLE: Duration = Duration::from_secs(24 * 3600);
 pub const DEFAULT_LIFETIME: Duration = Duration::from_secs(8 * 3600);
 /// Longest lifetime.
 pub const MAX_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
-/// A list's page where nobody says it, and the longest one.
-const DEFAULT_PAGE: u32 = 100;
-const MAX_PAGE: u32 = 1000;
 
 /// All sandboxes of a gateway.
 pub struct Sandboxes {
@@ -114,14 +112,6 @@ impl Reason {
     }
 }
 
-/// A part of a list.
-pub struct Page<T> {
-    /// In the order of their names.
-    pub items: Vec<Arc<T>>,
-    /// The token of the next page; empty after the last one.
-    pub next: String,
-}
-
 impl Sandboxes {
     /// None yet; at most `limit`, and as many snapshots.
     #[must_use]
@@ -155,16 +145,16 @@ impl Sandboxes {
     ///
     /// # Errors
     /// Names `page_size` or `page_token`.
-    pub fn page(&self, size: u32, token: &str) -> Result<Page<Entry>, Error> {
-        page(&self.state.lock().table, size, token)
+    pub fn page(&self, size: u32, token: &str) -> Result<Page<Arc<Entry>>, Error> {
+        page(ready(&self.state.lock().table), size, token)
     }
 
     /// As [`Self::page`], of snapshots.
     ///
     /// # Errors
     /// As [`Self::page`].
-    pub fn snapshots_page(&self, size: u32, token: &str) -> Result<Page<Kept>, Error> {
-        page(&self.state.lock().snapshots, size, token)
+    pub fn snapshots_page(&self, size: u32, token: &str) -> Result<Page<Arc<Kept>>, Error> {
+        page(ready(&self.state.lock().snapshots), size, token)
     }
 
     /// Ends the sandbox `name` and everything in it.
@@ -242,29 +232,9 @@ impl Sandboxes {
     }
 }
 
-fn page<T>(table: &BTreeMap<FunctionName, Option<Arc<T>>>, size: u32, token: &str) -> Result<Page<T>, Error> {
-    let size = match size {
-        0 => DEFAULT_PAGE,
-        n if n > MAX_PAGE => {
-            return Err(Error::field("page_size", format!("must be at most {MAX_PAGE}, not {n}")));
-        }
-        n => n,
-    } as usize;
-    let after =
-        match token {
-            "" => None,
-            token => Some(token.parse::<FunctionName>().map_err(|_| {
-                Error::field("page_token", "must be the `next_page_token` of an earlier reply")
-            })?),
-        };
-    let there = table.iter().filter_map(|(name, slot)| Some((name, slot.as_ref()?)));
-    let mut rest = there.filter(|(name, _)| after.as_ref().is_none_or(|after| *name > after));
-    let items: Vec<_> = rest.by_ref().take(size).collect();
-    let next = match (rest.next(), items.last()) {
-        (Some(_), Some((last, _))) => last.to_string(),
-        _ => String::new(),
-    };
-    Ok(Page { items: items.into_iter().map(|(_, item)| Arc::clone(item)).collect(), next })
+/// What is ready in a table, in the order of the names.
+fn ready<T>(table: &BTreeMap<FunctionName, Option<Arc<T>>>) -> impl Iterator<Item = (&FunctionName, Arc<T>)> {
+    table.iter().filter_map(|(name, slot)| Some((name, slot.clone()?)))
 }
 
 /// The name that a client chose, or one that is made up.
