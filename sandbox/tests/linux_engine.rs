@@ -13,9 +13,9 @@ use guest::{Log, PATIENCE};
 use novum_sandbox::engines::{self, EngineConfig};
 use novum_sandbox::{
     Artifact, ArtifactFormat, EngineKind, Error, ExitStatus, Function, Image, Input, Invocation, Manifest,
-    Output, Reply, Share,
+    Output, Reply, Share, kept,
 };
-use novum_snapshot::Digest;
+use novum_snapshot::{Digest, Store};
 
 fn config(cache: &Path, kernels: PathBuf) -> EngineConfig {
     EngineConfig {
@@ -27,19 +27,34 @@ fn config(cache: &Path, kernels: PathBuf) -> EngineConfig {
     }
 }
 
-/// A function whose root has `bin/run` with this script, over this machine's `/`.
+/// A function whose root has `srv/run` with this script, over this machine's `/`.
 async fn image(test: &str, folder: &Path, script: &str) -> Option<Arc<dyn Image>> {
+    prepare(test, folder, script, None, |_| ()).await
+}
+
+/// The same of an engine that keeps images in `store`, with another manifest.
+async fn prepare(
+    test: &str,
+    folder: &Path,
+    script: &str,
+    store: Option<&Store>,
+    change: impl FnOnce(&mut Manifest),
+) -> Option<Arc<dyn Image>> {
     let kernels = guest::kernels(test)?.root().to_owned();
     let (root, program) = (folder.join("root"), folder.join("root/srv/run"));
-    std::fs::create_dir_all(program.parent().unwrap()).unwrap();
-    std::fs::write(&program, format!("#!/bin/sh\n{script}")).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    if !program.exists() {
+        std::fs::create_dir_all(program.parent().unwrap()).unwrap();
+        std::fs::write(&program, format!("#!/bin/sh\n{script}")).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
     let mut manifest = Manifest::new("script".parse().unwrap());
     manifest.entry = "srv/run".into();
     manifest.args = vec!["one".into()];
     manifest.shares = vec![Share { source: "/".into(), target: "/".into(), read_only: true }];
     let artifact = Artifact { format: ArtifactFormat::Tar, digest: Digest::of(b"script"), path: root };
-    let engine = (engines::row(EngineKind::Linux).unwrap().make)(&config(folder, kernels)).unwrap();
+    change(&mut manifest);
+    let config = EngineConfig { snapshots: store.cloned(), ..config(folder, kernels) };
+    let engine = (engines::row(EngineKind::Linux).unwrap().make)(&config).unwrap();
     Some(engine.prepare(Arc::new(Function { version: 1, manifest, artifact })).await.unwrap())
 }
 
@@ -91,6 +106,51 @@ async fn a_function_is_fed_where_it_waits_for_its_input() {
     assert!(outputs[0].starts_with("begun\n") && outputs[0].ends_with("word\n"), "{outputs:?}");
     assert_eq!(outputs[0], outputs[1], "what it did before it waited was done once");
     assert_ne!(outputs[0], outputs[2], "with an environment of its own it begins anew");
+}
+
+/// What a script wrote before it waited for its input is there in every sandbox of one image, and in no other's.
+#[tokio::test]
+async fn an_image_outlives_its_engine_as_long_as_nothing_it_was_made_of_changes() {
+    let test = "an_image_outlives_its_engine_as_long_as_nothing_it_was_made_of_changes";
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("store")).unwrap();
+    let script = "cat /srv/data; head -c 8 /dev/urandom | od -An -tx1; read word; echo $word";
+    let data = folder.path().join("root/srv/data");
+    std::fs::create_dir_all(data.parent().unwrap()).unwrap();
+    std::fs::write(&data, "old\n").unwrap();
+    let ask = async |memory_bytes| {
+        let change = |manifest: &mut Manifest| manifest.memory_bytes = memory_bytes;
+        let image = prepare(test, folder.path(), script, Some(&store), change).await?;
+        let log = Arc::new(Log::default());
+        let call = Invocation { env: vec![], ..call("word\n", 100, PATIENCE, &log) };
+        let reply = invoke(&image, call).await.unwrap();
+        assert_eq!(image.private_bytes(), 0);
+        Some(String::from_utf8_lossy(&reply.output).into_owned())
+    };
+    let Some(first) = ask(128 << 20).await else { return };
+    assert!(first.starts_with("old\n") && first.ends_with("word\n"), "{first}");
+    let name = kept::reference(EngineKind::Linux, &"script".parse().unwrap(), 1);
+    let kept = || store.get_ref(&name).unwrap().unwrap();
+    let digest = kept();
+    assert_eq!(ask(128 << 20).await.unwrap(), first, "nothing was run again");
+    assert_eq!((kept(), store.digests().unwrap()), (digest, vec![digest]), "one snapshot, and it alone");
+
+    let mut bytes = std::fs::read(store.path(&digest)).unwrap();
+    bytes[3 * 4096 + 5] ^= 1;
+    std::fs::remove_file(store.path(&digest)).unwrap();
+    std::fs::write(store.path(&digest), bytes).unwrap();
+    let second = ask(128 << 20).await.unwrap();
+    assert_ne!(second, first, "it was damaged");
+
+    std::fs::write(&data, "new\n").unwrap();
+    let third = ask(128 << 20).await.unwrap();
+    assert!(third.starts_with("new\n"), "the guest had read another file: {third}");
+
+    let fourth = ask(96 << 20).await.unwrap();
+    assert_ne!(fourth, third, "the manifest is another one");
+    assert_eq!(ask(96 << 20).await.unwrap(), fourth, "and is known now");
+    kept::release(&store, EngineKind::Linux, &"script".parse().unwrap(), 1).unwrap();
+    assert_eq!(store.get_ref(&name).unwrap(), None);
 }
 
 #[tokio::test]

@@ -13,12 +13,13 @@ use super::End;
 use super::guest::{
     BootError, Command, CommandEnd, CommandError, Directory, Done, Guest, GuestConfig, Kernel, Root, Streams,
 };
-use super::image::{LinuxImage, Template};
+use super::image::{self, Kept, LinuxImage, Template};
 use super::layout::PAGE;
 use crate::engine::{Engine, ExitStatus, Fault, Image, LogSink, Reply, Timings};
 use crate::engines::EngineConfig;
 use crate::error::Error;
 use crate::function::{ArtifactFormat, EngineKind, Function};
+use crate::kept::Origin;
 use crate::process::signal::Signal;
 use crate::session::Sessions;
 
@@ -98,6 +99,18 @@ impl LinuxEngine {
             command: Command { args, env, ..Command::default() },
             patience: manifest.timeout,
         })
+    }
+
+    /// Where the function's image is kept over restarts.
+    async fn kept(&self, template: &Template, function: &Function) -> Result<Option<Arc<Kept>>, Error> {
+        let Some(store) = self.store.clone() else { return Ok(None) };
+        let (template, artifact) = (template.clone(), function.artifact.digest);
+        // It reads the kernel: not on a thread that serves others.
+        let key = tokio::task::spawn_blocking(move || image::key(&template, &artifact)).await;
+        let key = key.map_err(std::io::Error::other).flatten();
+        let key = key.map_err(|error| Error::host("look at what the function is made of", error))?;
+        let origin = Origin::new(EngineKind::Linux, function, key);
+        Ok(Some(Arc::new(Kept { store, origin })))
     }
 
     /// The layers of the root, topmost first, and the program's path in it.
@@ -184,7 +197,8 @@ impl Engine for LinuxEngine {
 
     async fn prepare(&self, function: Arc<Function>) -> Result<Arc<dyn Image>, Error> {
         let template = self.template(&function)?;
-        Ok(Arc::new(LinuxImage::make(template, &self.images).await?))
+        let kept = self.kept(&template, &function).await?;
+        Ok(Arc::new(LinuxImage::make(template, &self.images, kept).await?))
     }
 
     fn sessions(&self) -> Option<&dyn Sessions> {

@@ -6,7 +6,10 @@
 //! start     restore (shared memory, its own identity)
 //! invoke    feed the waiting command, or start one: where none waits, or the call brings its own environment
 //! ```
-//! The image's file has no name once it is open: it goes with its last sandbox.
+//! With a store (`stored.rs`) the image is kept there, and read from there when it is prepared again. Otherwise its file
+//! has no name once it is open: it goes with its last sandbox.
+
+mod stored;
 
 use std::path::Path;
 use std::sync::{Arc, Weak};
@@ -22,12 +25,14 @@ use super::memory::Memory;
 use super::snapshot::private_bytes;
 use crate::engine::{Image, Invocation, Renewal, Reply, Sandbox};
 use crate::error::Error;
+use crate::share::Time;
+pub(super) use stored::{Kept, key};
 
 /// What the host keeps for a guest beside its memory: threads, rings, KVM's own tables.
 pub(super) const HOST_BYTES: u64 = 2 << 20;
 
 /// What a function's guests are.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Template {
     pub(super) guest: GuestConfig,
     pub(super) command: Command,
@@ -45,34 +50,81 @@ pub(super) struct LinuxImage {
 }
 
 impl LinuxImage {
-    /// Boots the guest and saves it; `folder` is for the file until it has no name any more.
-    pub(super) async fn make(template: Template, folder: &Path) -> Result<Self, Error> {
-        let mut guest = Guest::boot(template.guest.clone()).await?;
-        match guest.begin(&template.command, template.patience).await {
-            Ok(true) => {}
-            // It may have left traces: such a function starts from a guest in which it has not run.
-            Ok(false)
-            | Err(
-                CommandError::Deadline { .. } | CommandError::OutputLimit { .. } | CommandError::Ended(_),
-            ) => {
-                drop(guest);
-                guest = Guest::boot(template.guest.clone()).await?;
-            }
-            Err(error) => return Err(command_error(error, &template.command)),
+    /// The image that is kept, or else a guest is booted and saved; `folder` is for the file until it has no name any more.
+    pub(super) async fn make(
+        template: Template,
+        folder: &Path,
+        kept: Option<Arc<Kept>>,
+    ) -> Result<Self, Error> {
+        if let Some(kept) = &kept
+            && let Some(image) = Self::load(&template, kept).await
+        {
+            return Ok(image);
         }
-        let failed = |error: &dyn std::error::Error| {
-            let text = super::with_cause(error);
-            Error::host("save the function's guest", std::io::Error::other(text))
-        };
-        std::fs::create_dir_all(folder).map_err(|error| failed(&error))?;
+        let begun = stored::now();
+        let (mut guest, keep) = boot(&template).await?;
+        std::fs::create_dir_all(folder).map_err(|error| save_error(&error))?;
         let folder = folder.join(format!("{}-{}", std::process::id(), unique()));
-        let store = Store::open(&folder).map_err(|error| failed(&error))?;
-        let saved = guest.snapshot(&store).await.map_err(|error| failed(&error));
+        let store = Store::open(&folder).map_err(|error| save_error(&error))?;
+        let saved = guest.snapshot(&store).await.map_err(|error| save_error(&error));
+        drop(guest);
         let snapshot =
-            saved.and_then(|digest| Snapshot::open(&store, &digest).map_err(|error| failed(&error)));
+            saved.and_then(|digest| Snapshot::open(&store, &digest).map_err(|error| save_error(&error)));
+        let image = snapshot.map(|snapshot| Self { template, snapshot, live: Mutex::default() });
+        let image = match (image, kept.filter(|_| keep)) {
+            (Ok(image), Some(kept)) => Ok(image.keep(kept, store, begun).await),
+            (image, _) => image,
+        };
         // Open files outlive their names.
         let _ = std::fs::remove_dir_all(&folder);
-        Ok(Self { template, snapshot: snapshot?, live: Mutex::default() })
+        image
+    }
+
+    /// The image that is kept, if it can be used here and now.
+    async fn load(template: &Template, kept: &Arc<Kept>) -> Option<Self> {
+        let function = &kept.origin.function;
+        let reason = match Self::try_load(template, kept).await {
+            Ok(image) => {
+                tracing::debug!(%function, found = image.is_some(), "looked for an image in the store");
+                return image;
+            }
+            Err(reason) => reason,
+        };
+        tracing::warn!(%function, reason, "the stored image cannot be used and is made anew");
+        None
+    }
+
+    async fn try_load(template: &Template, kept: &Arc<Kept>) -> Result<Option<Self>, String> {
+        let (from, guest) = (kept.clone(), template.guest.clone());
+        let loaded = tokio::task::spawn_blocking(move || from.load(&guest)).await;
+        let loaded = loaded.map_err(|error| error.to_string())?.map_err(|error| super::with_cause(&error))?;
+        let Some(snapshot) = loaded else { return Ok(None) };
+        let image = Self { template: template.clone(), snapshot, live: Mutex::default() };
+        // What no check has found is found by the guest itself, before anybody waits for it.
+        image.restore().await.map_err(|error| super::with_cause(&error))?;
+        Ok(Some(image))
+    }
+
+    /// Keeps the image, whose snapshot is in `store`. What is used then is the kept one, by the one way that there is.
+    async fn keep(self, kept: Arc<Kept>, store: Store, begun: Time) -> Self {
+        let (to, snapshot, guest) = (kept.clone(), self.snapshot.clone(), self.template.guest.clone());
+        let work =
+            move || to.store(&store, &snapshot, &guest, begun).map_err(|error| super::with_cause(&error));
+        let stored = tokio::task::spawn_blocking(work).await;
+        let reason = match stored.unwrap_or_else(|error| Err(error.to_string())) {
+            Ok(digest) => {
+                tracing::debug!(function = %kept.origin.function, %digest, "stored an image");
+                match Self::load(&self.template, &kept).await {
+                    Some(image) => return image,
+                    None => "it cannot be read back".to_owned(),
+                }
+            }
+            Err(reason) => reason,
+        };
+        let function = &kept.origin.function;
+        tracing::warn!(%function, reason, "the image stays in memory and is lost at a restart");
+        kept.forget();
+        self
     }
 
     async fn restore(&self) -> Result<Guest, Error> {
@@ -90,6 +142,25 @@ impl LinuxImage {
         live.push(guest.memory());
         Ok(guest)
     }
+}
+
+/// A guest in which the command waits for its input, or has not run; and whether that would be so once more.
+async fn boot(template: &Template) -> Result<(Guest, bool), Error> {
+    let mut guest = Guest::boot(template.guest.clone()).await?;
+    let again = match guest.begin(&template.command, template.patience).await {
+        Ok(true) => return Ok((guest, true)),
+        Ok(false) | Err(CommandError::OutputLimit { .. } | CommandError::Ended(_)) => true,
+        // On another day it may be in time.
+        Err(CommandError::Deadline { .. }) => false,
+        Err(error) => return Err(command_error(error, &template.command)),
+    };
+    // It may have left traces: such a function starts from a guest in which it has not run.
+    drop(guest);
+    Ok((Guest::boot(template.guest.clone()).await?, again))
+}
+
+fn save_error(error: &dyn std::error::Error) -> Error {
+    Error::host("save the function's guest", std::io::Error::other(super::with_cause(error)))
 }
 
 /// A number that no other image of this process has.

@@ -8,6 +8,7 @@
 
 pub(crate) mod channel;
 mod kernel;
+mod known;
 mod mux;
 mod run;
 mod snapshot;
@@ -30,6 +31,7 @@ use crate::share::{Access, Share};
 use channel::{Channel, ChannelError};
 
 pub use kernel::{Kernel, KernelMissing};
+pub(crate) use known::{Known, known};
 pub(crate) use mux::{FileFailed, Mux, MuxError, Saved};
 pub use run::{CommandEnd, Control, Done, Streams};
 pub use snapshot::Identity;
@@ -422,7 +424,7 @@ fn machine(
 ///   is written a copy: no patching of lock prefixes for one processor (`noreplace-smp`), no 2 MiB for the variables of a
 ///   processor, which are 160 KiB (`percpu_alloc`), no clearing of what lies between the parts of the kernel's image
 ///   (`rodata=off`: its code can then be written by itself; the wall is the machine's) or of the initramfs.
-const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=k tsc=reliable no_timer_check i8042.nokbd pci=off \
+pub(crate) const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=k tsc=reliable no_timer_check i8042.nokbd pci=off \
                             random.trust_cpu=on noreplace-smp percpu_alloc=page rodata=off retain_initrd";
 
 fn clock() -> v1::Clock {

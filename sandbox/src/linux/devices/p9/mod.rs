@@ -32,6 +32,7 @@ use crate::linux::virtio::{Activation, StateError, VirtioDevice, Worker, read_co
 use crate::share::Share;
 pub(crate) use server::join;
 use server::{MAX_MESSAGE, Server};
+pub(crate) use state::known_paths;
 
 const DEVICE_ID: u32 = 9;
 /// VIRTIO_9P_MOUNT_TAG: the configuration holds the tag.

@@ -24,6 +24,15 @@ impl State for Fids {
     const VERSION: u32 = 1;
 }
 
+/// Paths of all that the client of the device `owner` knows of the share.
+pub(crate) fn known_paths(owner: &str, from: &Snapshot) -> Result<Vec<Vec<u8>>, StateError> {
+    let state: Fids = take(from, owner)?;
+    let mut paths: Vec<_> = state.fids.into_iter().map(|(_, path, _)| path).collect();
+    paths.sort_unstable();
+    paths.dedup();
+    Ok(paths)
+}
+
 impl Server {
     pub(super) fn save(&self, owner: &str, to: &mut Writer) -> Result<(), StateError> {
         let root = root(&self.share)
