@@ -187,9 +187,10 @@ fn look(known: &[Known], begun: Option<Time>) -> (Dependencies, Option<String>) 
     (Dependencies(all), changed)
 }
 
-/// The time as file systems take it: what changes from now on is not older.
+/// What changed before is not later than this. File systems' own clock ticks: what changes within some milliseconds from
+/// now on may seem earlier, but no guest has booted by then.
 pub(super) fn now() -> Time {
-    let now = clock_gettime(ClockId::RealtimeCoarse);
+    let now = clock_gettime(ClockId::Realtime);
     Time { seconds: now.tv_sec, nanos: u32::try_from(now.tv_nsec).unwrap_or_default() }
 }
 
