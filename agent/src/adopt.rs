@@ -29,13 +29,19 @@ pub(crate) fn apply(adopt: &Adopt) -> io::Result<()> {
     setup::set_clock(adopt.clock.as_ref().ok_or_else(|| missing("the time"))?)?;
     setup::set_host_name(&adopt.hostname)?;
     cover(BOOT_ID, "boot_id", &adopt.boot_id)?;
-    if !adopt.machine_id.is_empty() {
-        if !Path::new(MACHINE_ID).exists() {
-            fs::write(MACHINE_ID, "").map_err(|error| doing(format!("making {MACHINE_ID}"), &error))?;
-        }
-        cover(MACHINE_ID, "machine-id", &adopt.machine_id)?;
+    set_machine_id(&adopt.machine_id)?;
+    adopt.network.as_ref().map_or(Ok(()), setup::set_network)
+}
+
+/// From now on this is the machine's id; as it is where `id` is empty.
+pub(crate) fn set_machine_id(id: &str) -> io::Result<()> {
+    if id.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    if !Path::new(MACHINE_ID).exists() {
+        fs::write(MACHINE_ID, "").map_err(|error| doing(format!("making {MACHINE_ID}"), &error))?;
+    }
+    cover(MACHINE_ID, "machine-id", id)
 }
 
 /// From now on `place` reads `text` and a line end.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! kernel ── /init (main.rs) ── boot.rs   /proc /sys /dev, modules, the stream to the host
-//!                            ├ setup.rs   the root from shared directories, clock, randomness
+//!                            ├ setup.rs   the root from shared directories, clock, randomness, network card
 //!                            ├ adopt.rs   after a restore: what makes it another than its siblings
 //!                            └ session.rs one loop: messages of the host, commands (command.rs), children that end
 //! ```

@@ -10,10 +10,10 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-use novum_proto::guest::v1::{Clock, Entropy, Mount, Root, Setup};
+use novum_proto::guest::v1::{Clock, Entropy, Mount, Network, Root, Setup};
 
 use crate::boot::doing;
-use crate::sys;
+use crate::{adopt, sys};
 
 const NEW_ROOT: &str = "/root";
 const TOP: &str = "/top";
@@ -39,7 +39,9 @@ pub(crate) fn apply(setup: &Setup) -> io::Result<()> {
     }
     set_host_name(&setup.hostname)?;
     make_root(setup.root.as_ref().unwrap_or(&Root::default()))?;
-    setup.mounts.iter().try_for_each(add_mount)
+    setup.mounts.iter().try_for_each(add_mount)?;
+    adopt::set_machine_id(&setup.machine_id)?;
+    setup.network.as_ref().map_or(Ok(()), set_network)
 }
 
 /// Mixes the host's bytes into the kernel's generator, which begins anew with them.
@@ -58,6 +60,11 @@ pub(crate) fn set_host_name(name: &str) -> io::Result<()> {
         return Ok(());
     }
     sys::set_host_name(name).map_err(|error| doing("setting the host name".into(), &error))
+}
+
+/// Makes the network card what the host says.
+pub(crate) fn set_network(network: &Network) -> io::Result<()> {
+    sys::net::configure(network).map_err(|error| doing("setting up the network card".into(), &error))
 }
 
 fn make_root(root: &Root) -> io::Result<()> {

@@ -3,6 +3,8 @@
 //! The agent is single-threaded, so what changes the process as a whole (root, signal mask) races with nobody.
 #![allow(unsafe_code)]
 
+pub(crate) mod net;
+
 use std::ffi::CString;
 use std::fs::File;
 use std::io;

@@ -49,6 +49,7 @@ async fn main() -> Result<()> {
         machine_id: None,
         root: config.root.clone(),
         directories: Vec::new(),
+        network: None,
         patience: PATIENCE,
     };
     for round in 1..=ROUNDS {

@@ -10,10 +10,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 
-use guest::{Console, Guest, PATIENCE, our_kernel, until};
+use guest::{Console, Guest, PATIENCE, card, in_own_network, on_host, our_kernel, until};
 use novum_sandbox::linux::balloon::Balloon;
 use novum_sandbox::linux::block::{Block, DiskAccess};
-use novum_sandbox::linux::net::{MacAddress, Net};
 use novum_sandbox::linux::{Device, End, Machine, console};
 use novum_sandbox::share::{Access, Share};
 
@@ -187,19 +186,6 @@ $b echo resized; read line; $b echo then $line; $b seq 1 3000
     assert!((1..=3000).rev().map(|n| n.to_string()).eq(numbers.iter().map(ToString::to_string)), "{text}");
 }
 
-/// Runs the test `name` of this program again, in a network of its own; true there.
-fn in_own_network(name: &str) -> bool {
-    if std::env::var_os("NOVUM_TEST_OWN_NETWORK").is_some() {
-        return true;
-    }
-    let program = std::env::current_exe().unwrap();
-    let mut again = Command::new("unshare");
-    again.arg("--net").arg(program).args(["--exact", name, "--nocapture", "--test-threads=1"]);
-    let status = again.env("NOVUM_TEST_OWN_NETWORK", "1").status().expect("unshare of util-linux");
-    assert!(status.success(), "{status}");
-    false
-}
-
 #[test]
 fn two_guests_reach_each_other_over_a_bridge() {
     let name = "two_guests_reach_each_other_over_a_bridge";
@@ -207,20 +193,9 @@ fn two_guests_reach_each_other_over_a_bridge() {
     if !in_own_network(name) {
         return;
     }
-    let host = |words: &str| {
-        let done = Command::new("/bin/busybox").args(words.split(' ')).output().unwrap();
-        assert!(done.status.success(), "{words}: {done:?}");
-    };
-    host("brctl addbr bridge");
-    let card = |number: u32| {
-        let tap = format!("tap{number}");
-        let net = Net::open(&tap, MacAddress::of(number), 1400).unwrap();
-        host(&format!("brctl addif bridge {tap}"));
-        host(&format!("ip link set {tap} up"));
-        Device::Net(net)
-    };
-    let (one, two) = (card(1), card(2));
-    host("ip link set bridge up");
+    on_host("brctl addbr bridge");
+    let (one, two) = (Device::Net(card(1)), Device::Net(card(2)));
+    on_host("ip link set bridge up");
     let script = |own: u32, rest: &str| {
         format!(
             "$b ip addr add 10.0.0.{own}/24 dev eth0; $b ip link set eth0 up; $b cat /sys/class/net/eth0/mtu /sys/class/net/eth0/address\n{rest}\n/exit"

@@ -23,6 +23,7 @@ fn identity(name: &str, like: &GuestConfig) -> Identity {
         machine_id: None,
         root: like.root.clone(),
         directories: like.directories.clone(),
+        network: None,
         patience: PATIENCE,
     }
 }

@@ -52,6 +52,8 @@ const IN_THE_RIG: &[&[&str]] = &[
         "--test",
         "linux_guest",
         "--test",
+        "linux_identity",
+        "--test",
         "linux_restore",
         "--test",
         "linux_sessions",

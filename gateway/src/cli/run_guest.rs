@@ -88,6 +88,8 @@ fn guest_config(args: &Args, manifest: &Manifest, kernel: Kernel) -> Result<Gues
         root: Root::Layers(args.guest.root.iter().map(absolute).collect::<Result<_, _>>()?),
         directories: shares.map(directory).collect(),
         hostname: manifest.name.to_string(),
+        machine_id: None,
+        network: None,
         // With --force only `--timeout` ends the boot: without hardware virtualization it is some hundred times slower.
         patience: if args.guest.force { manifest.timeout } else { BOOT_PATIENCE.min(manifest.timeout) },
     })

@@ -91,6 +91,28 @@ pub struct Setup {
     pub clock: ::core::option::Option<Clock>,
     #[prost(message, optional, tag = "5")]
     pub entropy: ::core::option::Option<Entropy>,
+    /// Absent: the guest has no network card, or leaves it alone.
+    #[prost(message, optional, tag = "6")]
+    pub network: ::core::option::Option<Network>,
+    /// What /etc/machine-id says: 32 hexadecimal digits. The root's where empty.
+    #[prost(string, tag = "7")]
+    pub machine_id: ::prost::alloc::string::String,
+}
+/// The guest's network card, eth0. It is switched off, gets all of this, and is switched on.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Network {
+    /// 6 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub mac: ::prost::alloc::vec::Vec<u8>,
+    /// An IPv4 address, 4 bytes; empty: none.
+    #[prost(bytes = "vec", tag = "2")]
+    pub address: ::prost::alloc::vec::Vec<u8>,
+    /// Leading bits of the address that its network has in common.
+    #[prost(uint32, tag = "3")]
+    pub prefix: u32,
+    /// The way to everything else, 4 bytes; empty: none.
+    #[prost(bytes = "vec", tag = "4")]
+    pub gateway: ::prost::alloc::vec::Vec<u8>,
 }
 /// The root file system.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -148,6 +170,9 @@ pub struct Adopt {
     /// What /etc/machine-id says from now on: 32 hexadecimal digits. Kept where empty.
     #[prost(string, tag = "5")]
     pub machine_id: ::prost::alloc::string::String,
+    /// Given exactly where the guest has a network card. Its frames are dropped until it has said Adopted.
+    #[prost(message, optional, tag = "6")]
+    pub network: ::core::option::Option<Network>,
 }
 /// It has become itself.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -41,6 +41,8 @@ pub(crate) fn guest(name: &str) -> Result<(PathBuf, GuestConfig)> {
         root: Root::Layers(vec![folder.join("root")]),
         directories: Vec::new(),
         hostname: "cost".into(),
+        machine_id: None,
+        network: None,
         patience: PATIENCE,
     };
     Ok((folder, config))

@@ -94,6 +94,8 @@ impl LinuxEngine {
                 root: Root::Layers(root),
                 directories: directories.map(directory).collect(),
                 hostname: manifest.name.to_string(),
+                machine_id: None,
+                network: None,
                 patience: BOOT_PATIENCE,
             },
             command: Command { args, env, ..Command::default() },

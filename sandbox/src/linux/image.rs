@@ -134,6 +134,7 @@ impl LinuxImage {
             machine_id: None,
             root: root.clone(),
             directories: directories.clone(),
+            network: None,
             patience: *patience,
         };
         let guest = Guest::restore(&self.snapshot, &identity).await?;

@@ -67,6 +67,8 @@ impl Sessions for LinuxEngine {
             root: Root::Layers(layers),
             directories: spec.shares.iter().map(directory).collect(),
             hostname: spec.name.clone(),
+            machine_id: None,
+            network: None,
             patience: BOOT_PATIENCE,
         };
         let common = Common {
@@ -326,6 +328,7 @@ impl SessionSnapshot for LinuxSnapshot {
             machine_id: None,
             root: self.common.root.clone(),
             directories: self.common.directories.clone(),
+            network: None,
             patience: ADOPT_PATIENCE,
         };
         let guest = Guest::restore(&self.snapshot, &identity).await.map_err(Error::from)?;

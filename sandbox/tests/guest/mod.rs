@@ -13,6 +13,7 @@ use novum_sandbox::LogSink;
 use novum_sandbox::linux::boot::{BootSource, EntryKind, Initramfs};
 use novum_sandbox::linux::guest::{GuestConfig, Kernel, Root};
 use novum_sandbox::linux::layout::EXIT_PORT;
+use novum_sandbox::linux::net::{MacAddress, Net};
 use novum_sandbox::linux::{Device, End, Machine, MachineConfig};
 
 /// Far above what a boot takes in the rig.
@@ -102,8 +103,38 @@ pub(crate) fn with_agent(kernel: Kernel, hostname: &str) -> GuestConfig {
         root: Root::Layers(vec!["/".into()]),
         directories: Vec::new(),
         hostname: hostname.into(),
+        machine_id: None,
+        network: None,
         patience: PATIENCE,
     }
+}
+
+/// Runs the test `name` of this program again, in a network of its own; true there.
+pub(crate) fn in_own_network(name: &str) -> bool {
+    if std::env::var_os("NOVUM_TEST_OWN_NETWORK").is_some() {
+        return true;
+    }
+    let program = std::env::current_exe().unwrap();
+    let mut again = std::process::Command::new("unshare");
+    again.arg("--net").arg(program).args(["--exact", name, "--nocapture", "--test-threads=1"]);
+    let status = again.env("NOVUM_TEST_OWN_NETWORK", "1").status().expect("unshare of util-linux");
+    assert!(status.success(), "{status}");
+    false
+}
+
+/// busybox's `words` on the host.
+pub(crate) fn on_host(words: &str) {
+    let done = std::process::Command::new("/bin/busybox").args(words.split(' ')).output().unwrap();
+    assert!(done.status.success(), "{words}: {done:?}");
+}
+
+/// A card on a tap that is made now, on the bridge `bridge`.
+pub(crate) fn card(number: u32) -> Net {
+    let tap = format!("tap{number}");
+    let net = Net::open(&tap, MacAddress::of(number), 1400).unwrap();
+    on_host(&format!("brctl addif bridge {tap}"));
+    on_host(&format!("ip link set {tap} up"));
+    net
 }
 
 /// busybox as init, running `script`, in which `$b` is busybox and `/exit` ends the machine with code 42.

@@ -31,7 +31,7 @@ pub(crate) fn known(
     directories: &[Directory],
 ) -> Result<Vec<Known>, BootError> {
     let host = |source| BootError::Host { doing: "making a vsock device", source };
-    let (devices, ..) = devices(root, directories, Vsock::new(GUEST_CID).map_err(host)?)?;
+    let (devices, ..) = devices(root, directories, None, Vsock::new(GUEST_CID).map_err(host)?)?;
     let mut known = Vec::new();
     for (device, made) in (0u32..).zip(devices) {
         let Device::P9 { share, .. } = made else { continue };

@@ -10,6 +10,7 @@ pub(crate) mod channel;
 mod kernel;
 mod known;
 mod mux;
+mod network;
 mod run;
 mod snapshot;
 #[cfg(test)]
@@ -33,6 +34,7 @@ use channel::{Channel, ChannelError};
 pub use kernel::{Kernel, KernelMissing};
 pub(crate) use known::{Known, known};
 pub(crate) use mux::{FileFailed, Mux, MuxError, Saved};
+pub use network::{Address, Network};
 pub use run::{CommandEnd, Control, Done, Streams};
 pub use snapshot::Identity;
 use snapshot::Places;
@@ -82,6 +84,10 @@ pub struct GuestConfig {
     pub directories: Vec<Directory>,
     /// Its host name.
     pub hostname: String,
+    /// What its `/etc/machine-id` says; its root's where `None`.
+    pub machine_id: Option<[u8; 16]>,
+    /// Its network card.
+    pub network: Option<Network>,
     /// How long it may take until its agent is ready.
     pub patience: Duration,
 }
@@ -287,7 +293,8 @@ impl Guest {
         let (channel, kernel) = tokio::time::timeout(after, ready)
             .await
             .unwrap_or_else(|_| Err(BootError::TooSlow { after, console: console.tail() }))?;
-        let (machine, places) = (Arc::new(machine), Places::of(&config.root, &config.directories));
+        let places = Places::of(&config.root, &config.directories, config.network.is_some());
+        let machine = Arc::new(machine);
         Ok(Self {
             machine,
             channel,
@@ -363,6 +370,7 @@ impl Guest {
 fn devices(
     root: &Root,
     directories: &[Directory],
+    network: Option<&Network>,
     vsock: Vsock,
 ) -> Result<(Vec<Device>, v1::Root, Vec<v1::Mount>), BootError> {
     let mut devices = vec![Device::Vsock(vsock), Device::Rng];
@@ -387,6 +395,7 @@ fn devices(
         let tag = share(source, access, format!("{SHARE}{index}"))?;
         mounts.push(v1::Mount { tag, target: target.clone(), read_only: *read_only });
     }
+    devices.extend(network.map(|network| Device::Net(network.card.clone())));
     Ok((devices, told, mounts))
 }
 
@@ -396,13 +405,15 @@ fn machine(
     vsock: Vsock,
     console: &Console,
 ) -> Result<(MachineConfig, Setup), BootError> {
-    let (devices, root, mounts) = devices(&config.root, &config.directories, vsock)?;
+    let (devices, root, mounts) = devices(&config.root, &config.directories, config.network.as_ref(), vsock)?;
     let setup = Setup {
         root: Some(root),
         mounts,
         hostname: config.hostname.clone(),
         clock: Some(clock()),
         entropy: Some(entropy()?),
+        network: config.network.as_ref().map(Network::message),
+        machine_id: config.machine_id.map(|id| snapshot::hex(&id)).unwrap_or_default(),
     };
     let mut initramfs = vec![Initramfs::Program(novum_agent_image::initramfs())];
     initramfs.extend(config.kernel.modules.clone().map(Initramfs::File));

@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use novum_proto::guest::PORT;
 use novum_proto::guest::v1::{Adopt, Signal, to_guest, to_host};
-use novum_snapshot::{Digest, Snapshot, State, Store};
+use novum_snapshot::{Digest, MigrateError, Snapshot, State, Store};
 use serde::{Deserialize, Serialize};
 
 use super::channel::{Channel, Pending};
 use super::run::{self, Begun};
 use super::{
-    BootError, Command, CommandError, Console, Directory, Done, GUEST_CID, Guest, Root, Streams, clock,
-    devices, entropy,
+    BootError, Command, CommandError, Console, Directory, Done, GUEST_CID, Guest, Network, Root, Streams,
+    clock, devices, entropy,
 };
 use crate::linux::vsock::{Stream, Vsock};
 use crate::linux::{Machine, Saved, SnapshotError};
@@ -38,27 +38,30 @@ pub struct Identity {
     pub root: Root,
     /// Its directories: at the same places, in the same order.
     pub directories: Vec<Directory>,
+    /// Its network card; exactly where the saved one had one.
+    pub network: Option<Network>,
     /// How long it may take until it has become itself.
     pub patience: Duration,
 }
 
-/// Which directories a guest has, as far as its kernel knows them.
+/// Which directories and cards a guest has, as far as its kernel knows them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Places {
     writable: bool,
     layers: usize,
     /// (path in the guest, read-only)
     directories: Vec<(String, bool)>,
+    network: bool,
 }
 
 impl Places {
-    pub(super) fn of(root: &Root, directories: &[Directory]) -> Self {
+    pub(super) fn of(root: &Root, directories: &[Directory], network: bool) -> Self {
         let place = |directory: &Directory| (directory.target.clone(), directory.read_only);
         let (writable, layers) = match root {
             Root::Writable(_) => (true, 1),
             Root::Layers(layers) => (false, layers.len()),
         };
-        Self { writable, layers, directories: directories.iter().map(place).collect() }
+        Self { writable, layers, directories: directories.iter().map(place).collect(), network }
     }
 }
 
@@ -75,7 +78,47 @@ struct AgentState {
 
 impl State for AgentState {
     const KIND: &'static str = "agent";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
+
+    fn migrate(version: u32, bytes: &[u8]) -> Result<Self, MigrateError> {
+        match version {
+            1 => Ok(postcard::from_bytes::<v1::AgentState>(bytes)?.into()),
+            _ => Err(MigrateError::Unsupported),
+        }
+    }
+}
+
+/// The section before guests had network cards.
+mod v1 {
+    use serde::Deserialize;
+
+    use super::super::channel::Pending;
+    use super::super::run::Begun;
+
+    #[derive(Deserialize)]
+    struct Places {
+        writable: bool,
+        layers: usize,
+        directories: Vec<(String, bool)>,
+    }
+
+    #[derive(Deserialize)]
+    pub(super) struct AgentState {
+        kernel: String,
+        commands: u32,
+        places: Places,
+        pending: Pending,
+        begun: Option<Begun>,
+    }
+
+    impl From<AgentState> for super::AgentState {
+        fn from(old: AgentState) -> Self {
+            let AgentState { kernel, commands, places, pending, begun } = old;
+            let Places { writable, layers, directories } = places;
+            let places = super::Places { writable, layers, directories, network: false };
+            Self { kernel, commands, places, pending, begun }
+        }
+    }
 }
 
 impl Guest {
@@ -178,15 +221,18 @@ impl Guest {
     /// Where this host or the identity does not fit, KVM refuses, or the guest could not become itself in time.
     pub async fn restore(snapshot: &Snapshot, identity: &Identity) -> Result<Self, BootError> {
         let state: AgentState = snapshot.take("").map_err(SnapshotError::from)?;
-        if state.places != Places::of(&identity.root, &identity.directories) {
-            let reason =
-                format!("its directories are not those of the snapshot, which has {:?}", state.places);
+        let Identity { root, directories, network, .. } = identity;
+        if state.places != Places::of(root, directories, network.is_some()) {
+            let reason = format!(
+                "its directories and network card are not those of the snapshot, which has {:?}",
+                state.places
+            );
             return Err(SnapshotError::Refused(reason).into());
         }
         let host = |doing| move |source| BootError::Host { doing, source };
         let vsock = Vsock::new(GUEST_CID).map_err(host("making a vsock device"))?;
         let console = Console::default();
-        let (devices, ..) = devices(&identity.root, &identity.directories, vsock.clone())?;
+        let (devices, ..) = devices(root, directories, network.as_ref(), vsock.clone())?;
         let (from, log) = (snapshot.clone(), Box::new(console.clone()));
         // It takes a millisecond or more: not on a thread that serves others.
         let machine = tokio::task::spawn_blocking(move || Machine::restore(&from, &devices, log)).await;
@@ -198,6 +244,9 @@ impl Guest {
         channel.push(to_guest::Message::Adopt(adopt(identity)?));
         // It lies in the stream before the guest's first instruction.
         channel.send_now().await?;
+        // Under its old address it reaches nobody.
+        let cut = |up| network.iter().for_each(|network| network.card.set_link(up));
+        cut(false);
         machine.resume()?;
         let AgentState { kernel, commands, places, mut begun, .. } = state;
         let adopted = async {
@@ -210,6 +259,7 @@ impl Guest {
         tokio::time::timeout(after, adopted)
             .await
             .unwrap_or_else(|_| Err(BootError::TooSlow { after, console: console.tail() }))?;
+        cut(true);
         Ok(Self { machine, channel, console, commands, kernel, places, begun, stood: Duration::ZERO })
     }
 
@@ -243,6 +293,7 @@ fn adopt(identity: &Identity) -> Result<Adopt, BootError> {
         hostname: identity.hostname.clone(),
         boot_id: uuid(entropy()?.bytes.first_chunk().copied().unwrap_or_default()),
         machine_id: identity.machine_id.map(|id| hex(&id)).unwrap_or_default(),
+        network: identity.network.as_ref().map(Network::message),
     })
 }
 
@@ -254,7 +305,7 @@ fn uuid(mut bytes: [u8; 16]) -> String {
     format!("{a}-{b}-{c}-{d}-{e}")
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -297,13 +348,14 @@ mod tests {
             read_only,
         };
         let layers = |count| Root::Layers(vec!["/x".into(); count]);
-        let one = Places::of(&layers(1), &[directory("/a", "/data", true)]);
-        assert_eq!(one, Places::of(&layers(1), &[directory("/other", "/data", true)]));
+        let one = Places::of(&layers(1), &[directory("/a", "/data", true)], false);
+        assert_eq!(one, Places::of(&layers(1), &[directory("/other", "/data", true)], false));
         for other in [
-            Places::of(&layers(2), &[directory("/a", "/data", true)]),
-            Places::of(&layers(1), &[directory("/a", "/data", false)]),
-            Places::of(&layers(1), &[]),
-            Places::of(&Root::Writable("/x".into()), &[directory("/a", "/data", true)]),
+            Places::of(&layers(2), &[directory("/a", "/data", true)], false),
+            Places::of(&layers(1), &[directory("/a", "/data", false)], false),
+            Places::of(&layers(1), &[], false),
+            Places::of(&Root::Writable("/x".into()), &[directory("/a", "/data", true)], false),
+            Places::of(&layers(1), &[directory("/a", "/data", true)], true),
         ] {
             assert_ne!(one, other);
         }

@@ -199,8 +199,18 @@ pub(super) fn now() -> Time {
 /// # Errors
 /// Where the kernel or a shared directory cannot be read.
 pub(in crate::linux) fn key(template: &Template, artifact: &Digest) -> std::io::Result<Digest> {
-    let GuestConfig { kernel, memory_bytes, vcpus, root, directories, hostname, patience: _ } =
-        &template.guest;
+    // Functions have no network card, and their machine-id is their guests' own.
+    let GuestConfig {
+        kernel,
+        memory_bytes,
+        vcpus,
+        root,
+        directories,
+        hostname,
+        machine_id: _,
+        network: _,
+        patience: _,
+    } = &template.guest;
     let Kernel { image, modules } = kernel;
     let kernel = (file(image)?, modules.as_deref().map(file).transpose()?);
     let agent = Digest::of(novum_agent_image::initramfs());

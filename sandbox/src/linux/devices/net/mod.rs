@@ -51,6 +51,12 @@ impl MacAddress {
         let [a, b, c, d] = number.to_be_bytes();
         Self([0x52, 0x4e, a, b, c, d])
     }
+
+    /// As it stands in a frame.
+    #[must_use]
+    pub fn octets(self) -> [u8; 6] {
+        self.0
+    }
 }
 
 impl fmt::Display for MacAddress {
@@ -132,6 +138,12 @@ impl Net {
         rustix::io::ioctl_fionbio(&tap, true)?;
         let (link, interrupt) = (AtomicBool::new(true), Mutex::new(None));
         Ok(Self(Arc::new(Shared { tap, mac, mtu, link, interrupt })))
+    }
+
+    /// Its address.
+    #[must_use]
+    pub fn mac(&self) -> MacAddress {
+        self.0.mac
     }
 
     /// Plugs the cable in or out, which the guest is told at once; without it no frame passes. A guest reads its card's

@@ -77,6 +77,8 @@ fn the_key_tells_everything_apart_that_a_guest_is_made_of() {
             root: Root::Layers(vec![at("one")]),
             directories: vec![Directory { source: at("one"), target: "/d".into(), read_only: true }],
             hostname: "a".into(),
+            machine_id: None,
+            network: None,
             patience: Duration::ZERO,
         },
         command: Command { args: vec!["x".into()], env: Vec::new(), ..Command::default() },
