@@ -3,6 +3,7 @@
 
 mod guest;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,18 +21,25 @@ fn network(number: u8) -> Network {
     Network { card: card(number.into()), address: Some(address) }
 }
 
-/// Output of a script of busybox that ends well.
-async fn run(guest: &mut Guest, script: &str) -> String {
-    let args = ["/bin/busybox", "sh", "-c", script].map(str::to_owned).into();
-    let log = Arc::new(Log::default());
-    let streams = Streams {
-        input: Input::Bytes(Bytes::new()),
+fn streams(input: &'static str, log: &Arc<Log>) -> Streams {
+    Streams {
+        input: Input::Bytes(Bytes::from_static(input.as_bytes())),
         output: Output::Collect { limit_bytes: 1 << 20 },
         log: log.clone(),
         control: None,
         deadline: Instant::now() + PATIENCE,
-    };
-    let done = guest.run(&Command { args, ..Command::default() }, streams).await;
+    }
+}
+
+fn command(args: &[&str]) -> Command {
+    let env = vec![("PATH".into(), "/usr/bin:/bin".into())];
+    Command { args: args.iter().map(|arg| (*arg).to_owned()).collect(), env, ..Command::default() }
+}
+
+/// Output of a script of busybox that ends well.
+async fn run(guest: &mut Guest, script: &str) -> String {
+    let log = Arc::new(Log::default());
+    let done = guest.run(&command(&["/bin/busybox", "sh", "-c", script]), streams("", &log)).await;
     let done = done.unwrap_or_else(|error| panic!("{error}\n{}", guest.console()));
     let output = String::from_utf8_lossy(&done.output).into_owned();
     assert_eq!(done.end, CommandEnd::Code(0), "{script}: {output} {}", log.text());
@@ -96,4 +104,67 @@ async fn every_fork_has_a_card_an_address_and_ids_of_its_own() {
     address.prefix = 33;
     let error = Guest::restore(&snapshot, &impossible).await.err();
     assert!(matches!(&error, Some(BootError::Setup(reason)) if reason.contains("prefix")), "{error:?}");
+}
+
+/// Draws of a process that was running, and had drawn, before the guest was saved; then of processes that start afterwards.
+/// `own` lines come from generators that the process had seeded in its own memory, before and after it follows
+/// docs/linux-engine.md: a new boot id means to seed them again.
+const DRAWS: &str = r#"
+import ctypes, os, random, secrets, ssl, subprocess, sys, uuid
+libc, boot_id = ctypes.CDLL(None), '/proc/sys/kernel/random/boot_id'
+def draw():
+    arc4 = ctypes.create_string_buffer(16)
+    libc.arc4random_buf(arc4, ctypes.c_size_t(16))
+    return [os.getrandom(16).hex(), open('/dev/urandom', 'rb').read(16).hex(), arc4.raw.hex(), secrets.token_hex(16),
+            str(random.SystemRandom().random()), str(uuid.uuid4())]
+def own():
+    return [str(random.random()), ssl.RAND_bytes(16).hex()]
+draw(), own()
+before = open(boot_id).read()
+sys.stdin.readline()
+print(*draw(), sep='\n')
+print(*('own ' + text for text in own()), sep='\n')
+if open(boot_id).read() != before:
+    random.seed()
+    ssl.RAND_add(os.urandom(32), 32)
+print(*own(), sep='\n', flush=True)
+at_random = 'import ctypes; find = ctypes.CDLL(None).getauxval; find.restype = ctypes.c_void_p; ' \
+    'print(ctypes.string_at(find(25), 16).hex())'
+started = 'import random, ssl; print(random.random(), ssl.RAND_bytes(16).hex(), sep="\\n")'
+for program in [['/usr/bin/python3', '-c', at_random], ['/usr/bin/python3', '-c', started], ['openssl', 'rand', '-hex', '16']]:
+    subprocess.run(program, check=True)
+"#;
+
+#[tokio::test]
+async fn no_two_forks_draw_the_same_random_bytes() {
+    let Some(kernel) = our_kernel("no_two_forks_draw_the_same_random_bytes") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let kernel = Kernel { image: kernel.vmlinux(), modules: None };
+    let config = with_agent(kernel, "first");
+    let mut first = Guest::boot(config.clone()).await.unwrap_or_else(|error| panic!("{error}"));
+    assert!(first.begin(&command(&["/usr/bin/python3", "-c", DRAWS]), PATIENCE).await.unwrap());
+    let identity = |name: &str| Identity {
+        hostname: name.into(),
+        machine_id: None,
+        root: config.root.clone(),
+        directories: Vec::new(),
+        network: None,
+        patience: PATIENCE,
+    };
+    let mut forks = first.fork(&store, &[identity("one"), identity("two")]).await.unwrap();
+    let (mut seen, mut own) = (HashSet::new(), Vec::new());
+    for guest in &mut forks {
+        let log = Arc::new(Log::default());
+        let done = guest.go_on(streams("\n", &log)).await.unwrap();
+        let output = String::from_utf8_lossy(&done.output).into_owned();
+        assert_eq!((done.end, output.lines().count()), (CommandEnd::Code(0), 14), "{output}{}", log.text());
+        for line in output.lines() {
+            match line.strip_prefix("own ") {
+                Some(text) => own.push(text.to_owned()),
+                None => assert!(seen.insert(line.to_owned()), "{line} was drawn twice"),
+            }
+        }
+    }
+    println!("generators in a process's memory, in two forks, before they are seeded again: {own:#?}");
 }

@@ -93,6 +93,66 @@ fn other_devices_than_the_saved_ones_are_refused() {
     machine.stop();
 }
 
+/// What a child of the test below does: a machine is saved again and again, until it is killed.
+fn save_without_end(folder: &str) {
+    let kernel = our_kernel("save_without_end").expect("the test has found it");
+    let store = Store::open(folder).unwrap();
+    let console = Console::default();
+    let machine = Guest::new(kernel.vmlinux()).boot(COUNT, &console);
+    until(&machine, &console, "count 2 ");
+    loop {
+        save(&machine, &store);
+    }
+}
+
+#[test]
+fn a_save_that_is_killed_in_the_middle_leaves_no_half_snapshot() {
+    const FOLDER: &str = "NOVUM_TEST_SAVE_WITHOUT_END";
+    const KILLS: u32 = 2;
+    let name = "a_save_that_is_killed_in_the_middle_leaves_no_half_snapshot";
+    if let Ok(folder) = std::env::var(FOLDER) {
+        return save_without_end(&folder);
+    }
+    let Some(kernel) = our_kernel(name) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let snapshots = folder.path().join("snapshots");
+    let drafts = || {
+        let files = std::fs::read_dir(&snapshots).into_iter().flatten().flatten();
+        files.filter(|file| file.file_name().to_string_lossy().starts_with(".draft-")).count()
+    };
+    let (mut in_the_middle, mut last) = (0, None);
+    for kill in 0..KILLS {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", name, "--nocapture"]).env(FOLDER, folder.path());
+        let mut child = child.spawn().unwrap();
+        let begun = Instant::now();
+        let before = Store::open(folder.path()).unwrap().digests().unwrap().len();
+        // One whole snapshot at least, then the first signs of another, and some way into it.
+        while Store::open(folder.path()).unwrap().digests().unwrap().len() == before || drafts() == 0 {
+            assert!(begun.elapsed() < PATIENCE && child.try_wait().unwrap().is_none(), "no save was seen");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(u64::from(kill) * 5));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        in_the_middle += u32::from(drafts() > 0);
+        let store = Store::open(folder.path()).unwrap();
+        assert_eq!(drafts(), 0, "what was not finished is removed");
+        for digest in store.digests().unwrap() {
+            let snapshot = Snapshot::open(&store, &digest).unwrap();
+            snapshot.verify().unwrap();
+            last = Some(snapshot);
+        }
+    }
+    assert!(in_the_middle > 0, "no kill hit a save");
+    let console = Console::default();
+    let devices = Guest::new(kernel.vmlinux()).devices;
+    let machine = Machine::restore(&last.unwrap(), &devices, Box::new(console.clone())).unwrap();
+    machine.resume().unwrap();
+    until(&machine, &console, "count ");
+    machine.stop();
+}
+
 #[test]
 fn a_machine_that_has_ended_is_not_paused() {
     let Some(kernel) = our_kernel("a_machine_that_has_ended_is_not_paused") else { return };
