@@ -260,12 +260,17 @@ impl Process {
     }
 
     /// The host's file behind a descriptor, for `mmap`.
-    pub(crate) fn mappable(&mut self, fd: i32, shared_write: bool) -> Result<Option<Arc<MappedFile>>, Errno> {
-        match self.files.map(fd, shared_write)? {
+    pub(crate) fn mappable(
+        &mut self,
+        fd: i32,
+        shared: bool,
+        write: bool,
+    ) -> Result<Option<Arc<MappedFile>>, Errno> {
+        match self.files.map(fd, shared, write)? {
             MapSource::Zeroes => Ok(None),
             MapSource::File(mapping) => {
                 let name = self.files.path_of(fd)?;
-                Ok(Some(Arc::new(MappedFile { fd: mapping.fd, name, own: false })))
+                Ok(Some(Arc::new(MappedFile::of(mapping, name))))
             }
         }
     }

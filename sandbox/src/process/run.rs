@@ -48,6 +48,8 @@ pub(crate) struct Machine {
     /// When the timer strikes, where it does not tick.
     strikes: Instant,
     deadline: Instant,
+    /// When the memory is looked at next, where the program could use more than its limit.
+    look_due: Instant,
     /// Stop where the program waits for standard input.
     to_input: bool,
     /// Stop at the end of the call in which this came true.
@@ -86,6 +88,7 @@ impl Machine {
             ticking: false,
             strikes: Instant::now(),
             deadline: Instant::now(),
+            look_due: Instant::now(),
             to_input: false,
             marker: None,
             counts: Counts::default(),
@@ -189,7 +192,7 @@ impl Machine {
 
     /// Runs until the program ends, its time is over, or somebody cancels.
     pub(crate) fn run(&mut self, deadline: Instant) -> Result<Ended, RunError> {
-        self.deadline = deadline;
+        (self.deadline, self.look_due) = (deadline, Instant::now());
         let ended = self.run_until(deadline);
         self.shell.timer.arm(Duration::ZERO, Duration::ZERO).map_err(RunError::host("stop the timer"))?;
         ended
@@ -212,6 +215,7 @@ impl Machine {
                 return Ok(ended);
             }
             self.settle()?;
+            self.watch_memory()?;
             self.process.refresh_time();
             self.process.settle_answers();
             self.counts.exits += 1;
@@ -515,16 +519,14 @@ impl Machine {
         Ok(ready)
     }
 
-    fn stop(&self, deadline: Instant) -> Option<Ended> {
+    fn stop(&mut self, deadline: Instant) -> Option<Ended> {
         if self.control.is_cancelled() {
             return Some(Ended::Cancelled);
         }
         if Instant::now() >= deadline {
             return Some(Ended::Deadline);
         }
-        let memory = &self.process.memory;
-        let over = memory.is_overcommitted() && memory.resident_bytes() > memory.limit_bytes();
-        over.then_some(Ended::MemoryLimit)
+        self.is_over_limit().then_some(Ended::MemoryLimit)
     }
 
     /// A signal came: the deadline, a cancellation, the end of a time slice.

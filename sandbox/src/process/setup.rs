@@ -172,7 +172,7 @@ fn refuse(reason: String) -> Error {
 fn open(files: &mut Files, path: &[u8]) -> Result<Arc<MappedFile>, Errno> {
     let (name, mapping) = files.open_program(path)?;
     let name = String::from_utf8_lossy(&name).into_owned();
-    Ok(Arc::new(MappedFile { fd: mapping.fd, name, own: false }))
+    Ok(Arc::new(MappedFile::of(mapping, name)))
 }
 
 pub(super) fn random() -> std::io::Result<[u8; 16]> {

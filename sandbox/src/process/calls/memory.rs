@@ -71,7 +71,7 @@ fn mmap(process: &mut Process, [address, len, prot, flags, fd, offset]: Args) ->
     let file = if has(libc::MAP_ANONYMOUS) {
         if shared { Some(shared_zeroes(len)?) } else { None }
     } else {
-        let mapped = process.mappable(fd as i32, shared && prot.write)?;
+        let mapped = process.mappable(fd as i32, shared, prot.write)?;
         mapped.map(|file| FilePart { file, offset, shared })
     };
     let data = file.is_none() && prot.write;
@@ -108,8 +108,8 @@ fn shared_zeroes(len: u64) -> Result<FilePart, Errno> {
     let len = len.checked_next_multiple_of(PAGE).filter(|&len| len <= USER_END).ok_or(Errno::NOMEM)?;
     let fd = rustix::fs::memfd_create(c"shared", MemfdFlags::CLOEXEC)?;
     rustix::fs::ftruncate(&fd, len).map_err(|_| Errno::NOMEM)?;
-    let file = Arc::new(MappedFile { fd: Arc::new(fd), name: "/dev/zero (deleted)".into(), own: true });
-    Ok(FilePart { file, offset: 0, shared: true })
+    let file = MappedFile { own: true, ..MappedFile::new(Arc::new(fd), "/dev/zero (deleted)".into()) };
+    Ok(FilePart { file: Arc::new(file), offset: 0, shared: true })
 }
 
 fn munmap(process: &mut Process, [address, len, ..]: Args) -> Result<Outcome, Errno> {

@@ -64,10 +64,11 @@ fn transfer(
 ) -> Result<Outcome, Errno> {
     // A bad descriptor comes before a bad buffer.
     process.files.status_flags(fd(n))?;
-    let buffers = checked(&process.memory, buffers)?;
+    let mut buffers = checked(&process.memory, buffers)?;
     if writes {
         return process.write_all(fd(n), buffers, true, |files, guest| files.write(fd(n), guest, at));
     }
+    process.memory.clip(&mut buffers);
     let mut guest = Guest::new(&process.memory, buffers);
     let done = process.files.read(fd(n), &mut guest, at);
     process.filed(done.map(|n| n as u64))

@@ -1,7 +1,8 @@
 //! Small helpers over the host's files, and the clock.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -25,6 +26,12 @@ pub(crate) fn read_all(fd: impl AsFd, size: usize) -> Result<Vec<u8>, Errno> {
     }
     bytes.truncate(done);
     Ok(bytes)
+}
+
+/// Another descriptor of a file of ours, which cannot write: nothing that is mapped through it can be stored into.
+pub(crate) fn reopen_to_read(fd: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// Writes all of `bytes` at the start.

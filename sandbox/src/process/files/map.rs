@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use super::synth::Device;
 use super::table::Object;
+use super::tree::Mapped;
 use super::{Files, Limits, Mapping};
 
 /// What stands behind a mapping.
@@ -19,24 +20,37 @@ pub(crate) enum MapSource {
 }
 
 impl Files {
-    /// What `mmap(2)` maps for `fd`; `shared_write` for a shared mapping that may be written, now or after
-    /// `mprotect`.
+    /// What `mmap(2)` maps for `fd`, with `MAP_SHARED` or without; `write` with the right to store from the beginning.
     ///
     /// # Errors
     /// `EBADF`, `EACCES` where the access mode forbids it, `ENODEV` for what cannot be mapped.
-    pub(crate) fn map(&mut self, fd: i32, shared_write: bool) -> Result<MapSource, Errno> {
+    pub(crate) fn map(&mut self, fd: i32, shared: bool, write: bool) -> Result<MapSource, Errno> {
         let file = self.table.get(fd)?;
         if file.is_path() {
             return Err(Errno::BADF);
         }
-        if !file.readable() || (shared_write && !file.writable()) {
+        if !file.readable() || (shared && write && !file.writable()) {
             return Err(Errno::ACCESS);
         }
+        let how = match (shared, file.writable()) {
+            (false, _) => Mapped::Private,
+            (true, false) => Mapped::ReadOnly,
+            // Also without `write`: `mprotect` may give the right later.
+            (true, true) => Mapped::Writable,
+        };
         match &file.object {
-            Object::File(node) => self.tree.map(*node, shared_write).map(MapSource::File),
+            Object::File(node) => {
+                let node = *node;
+                let mapping = match self.tree.map(node, how) {
+                    // Too large to be changed here; it can still be read.
+                    Err(Errno::NOSPC) if !write => self.tree.map(node, Mapped::ReadOnly),
+                    done => done,
+                };
+                mapping.map(MapSource::File)
+            }
             Object::Shared(open) => {
                 let fd = Arc::new(open.fd().try_clone_to_owned().map_err(|_| Errno::NFILE)?);
-                Ok(MapSource::File(Mapping { fd }))
+                Ok(MapSource::File(Mapping { fd, hold: None, read_only: how == Mapped::ReadOnly }))
             }
             Object::Device(Device::Zero) => Ok(MapSource::Zeroes),
             _ => Err(Errno::NODEV),
@@ -62,7 +76,7 @@ impl Files {
         if attr.kind() != FileType::RegularFile || attr.mode & 0o111 == 0 {
             return Err(Errno::ACCESS);
         }
-        match self.map(fd, false)? {
+        match self.map(fd, false, false)? {
             MapSource::File(mapping) => Ok((path, mapping)),
             MapSource::Zeroes => Err(Errno::ACCESS),
         }

@@ -65,7 +65,7 @@ pub use stop::{Need, Stop};
 pub use synth::{MemoryView, ProcessView};
 pub use table::Stream;
 pub use transfer::{Sink, Source};
-pub(crate) use tree::Mapping;
+pub(crate) use tree::{Hold, Mapping};
 pub(crate) use walk::{End, Limits, PATH_MAX};
 
 /// What a process's files are made from.

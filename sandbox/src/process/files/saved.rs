@@ -21,7 +21,7 @@ use super::place::LivePlace;
 use super::socket::{Pair, SocketEnd};
 use super::synth::{Device, Synth, task_texts};
 use super::table::{Description, DirItem, Fd, FileId, Object, Stream, Table};
-use super::tree::{BadTree, Body, NodeId, TreeState};
+use super::tree::{BadTree, Body, Mapped, NodeId, TreeState};
 use super::walk::End;
 use super::{Files, FilesConfig, FilesError, Place};
 use crate::share::{Attr, Identity, Links, OpenState, Time};
@@ -398,7 +398,7 @@ impl Files {
         match &place {
             Place::Tree(id) => {
                 let stamp = self.tree.host_stamp(*id).ok()??;
-                Some((self.tree.map(*id, false).ok()?.fd, stamp))
+                Some((self.tree.map(*id, Mapped::Private).ok()?.fd, stamp))
             }
             Place::Shared(n, host) => {
                 let file = self.mounts[*n].share.open(host, Links::Refuse, OFlags::RDONLY, 0).ok()?;

@@ -259,14 +259,12 @@ pub(super) fn open(files: &mut Files, file: &BackFile) -> Result<Arc<MappedFile>
         BackFile::Vdso => time::object().map_err(NotLoaded::Make),
         BackFile::Clocks => time::memory_file("[vvar]", &[]).map(Arc::new).map_err(NotLoaded::Make),
         BackFile::Named { path, stamp } => match files.host_file_at(path.as_bytes()) {
-            Some((fd, there)) if there == *stamp => {
-                Ok(Arc::new(MappedFile { fd, name: path.clone(), own: false }))
-            }
+            Some((fd, there)) if there == *stamp => Ok(Arc::new(MappedFile::new(fd, path.clone()))),
             _ => Err(NotLoaded::Mapped(path.clone())),
         },
         BackFile::Memory { name, bytes } => {
             let fd = nameless(bytes).map_err(NotLoaded::Make)?;
-            Ok(Arc::new(MappedFile { fd: Arc::new(fd), name: name.clone(), own: false }))
+            Ok(Arc::new(MappedFile::new(Arc::new(fd), name.clone())))
         }
     }
 }

@@ -68,6 +68,10 @@ impl AddressSpace {
 
     fn protect_part(&mut self, start: u64, end: u64, prot: Prot) -> Result<(), Errno> {
         let Some((at, old)) = self.vmas.at(start) else { return Err(Errno::NOMEM) };
+        let fixed = old.file.as_ref().is_some_and(|part| part.shared && part.file.read_only);
+        if fixed && prot.write {
+            return Err(Errno::ACCESS);
+        }
         let mut changed = old.clone();
         changed.prot = prot;
         changed.written |= prot.write;
@@ -209,9 +213,11 @@ impl AddressSpace {
                 self.forget_image(from, to)?;
             }
             for run in self.extents.runs(from, to) {
-                self.region
-                    .advise(run.gpa, run.len, advice)
-                    .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))?;
+                let done = match advice {
+                    Advice::PopulateRead | Advice::PopulateWrite => self.fault_in(run, advice),
+                    _ => self.region.advise(run.gpa, run.len, advice),
+                };
+                done.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))?;
             }
         }
         if self.vmas.is_whole(start, end) { Ok(()) } else { Err(Errno::NOMEM) }

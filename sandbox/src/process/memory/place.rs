@@ -9,13 +9,15 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::vma::{FilePart, Prot, Vma};
-use super::{AddressSpace, Heap, Run};
+use super::{AddressSpace, Buffer, Heap, Run};
 use crate::kvm::layout::{LARGE_PAGE, PAGE, SCRATCH_GVA, STUB_DATA_END, USER_END, USER_START};
 use crate::kvm::sys::{Advice, Backing, Pages, Protection};
 
 /// Most mappings of a program: an eighth of Linux's default for `vm.max_map_count`, because each is one of the host's, whose
 /// limit counts for all sandboxes of this process together.
 const MAX_MAPPINGS: usize = 8_190;
+/// Bytes that are faulted in by one call of the host, and that a call of the program may always fill.
+const FILL_PIECE: u64 = 16 << 20;
 /// First address that `MAP_32BIT` does not use.
 const END_32BIT: u64 = 0x8000_0000;
 const START_32BIT: u64 = 0x4000_0000;
@@ -337,10 +339,49 @@ impl AddressSpace {
         for (from, to, write) in parts {
             let advice = if write { Advice::PopulateWrite } else { Advice::PopulateRead };
             for run in self.extents.runs(from, to) {
-                self.region.advise(run.gpa, run.len, advice).map_err(host_errno)?;
+                self.fault_in(run, advice).map_err(host_errno)?;
             }
         }
         Ok(())
+    }
+
+    /// One call of the host could take all of its memory and cannot be stopped: it is made in pieces, up to the limit.
+    pub(super) fn fault_in(&self, run: Run, advice: Advice) -> std::io::Result<()> {
+        let mut room = self.room();
+        for at in (0..run.len).step_by(FILL_PIECE as usize) {
+            let piece = Run { gva: run.gva + at, gpa: run.gpa + at, len: FILL_PIECE.min(run.len - at) };
+            if piece.len > room {
+                room = self.room();
+                if piece.len - self.private_bytes(piece).min(piece.len) > room {
+                    return Err(Errno::NOMEM.into());
+                }
+            }
+            self.region.advise(piece.gpa, piece.len, advice)?;
+            room = room.saturating_sub(piece.len);
+        }
+        Ok(())
+    }
+
+    /// How much of its own memory the program may still take in one call.
+    fn room(&self) -> u64 {
+        if self.is_overcommitted() {
+            self.limit_bytes.saturating_sub(self.resident_bytes())
+        } else {
+            u64::MAX
+        }
+    }
+
+    /// Cuts what one call may store into `buffers` to what the limit allows; the next look at the memory comes after it.
+    pub(crate) fn clip(&self, buffers: &mut [Buffer]) {
+        let len: u64 = buffers.iter().map(|buffer| buffer.len).sum();
+        if len <= FILL_PIECE || !self.is_overcommitted() {
+            return;
+        }
+        let mut room = self.room().max(FILL_PIECE);
+        for buffer in buffers {
+            buffer.len = buffer.len.min(room);
+            room -= buffer.len;
+        }
     }
 
     /// Says where the heap begins, once, after the program was loaded.

@@ -113,7 +113,7 @@ fn a_page_of_data_where_code_was_cannot_be_executed() {
 fn mapped_file(bytes: u64, own: bool) -> Arc<MappedFile> {
     let file = tempfile::tempfile().unwrap();
     file.set_len(bytes).unwrap();
-    Arc::new(MappedFile { fd: Arc::new(file.into()), name: "file".into(), own })
+    Arc::new(MappedFile { own, ..MappedFile::new(Arc::new(file.into()), "file".into()) })
 }
 
 fn of_file(file: Arc<MappedFile>, len: u64, shared: bool) -> Request {
@@ -179,4 +179,43 @@ fn one_program_cannot_use_up_the_mappings_of_its_host() {
     assert!((5_000..10_000).contains(&count), "{count}");
     assert_eq!(memory.unmap(at + PAGES * PAGE - 8 * PAGE, PAGE), Err(Errno::NOMEM), "a hole makes one more");
     memory.unmap(at, PAGES * PAGE).unwrap();
+}
+
+/// More addresses than memory.
+fn overcommitted() -> (AddressSpace, u64) {
+    const LEN: u64 = 256 << 20;
+    let mut memory = space();
+    let mut request = Request::anonymous(At::Hint(0), LEN, Prot::READ_WRITE);
+    request.no_reserve = true;
+    let at = memory.map(request).unwrap();
+    assert!(memory.is_overcommitted());
+    (memory, at)
+}
+
+#[test]
+fn populating_ends_at_the_memory_limit() {
+    let (mut memory, at) = overcommitted();
+    let limit = memory.limit_bytes();
+    assert_eq!(memory.advise(at, at + (256 << 20), Advice::PopulateWrite), Err(Errno::NOMEM));
+    let held = memory.resident_bytes();
+    assert!((limit / 2..=limit).contains(&held), "{held}");
+    assert_eq!(memory.advise(at, at + (32 << 20), Advice::PopulateWrite), Ok(()), "it is there already");
+    memory.unmap(at, 256 << 20).unwrap();
+    let mut request = Request::anonymous(At::Hint(0), 256 << 20, Prot::READ_WRITE);
+    (request.no_reserve, request.populate) = (true, true);
+    memory.map(request).unwrap();
+    assert!((limit / 2..=limit).contains(&memory.resident_bytes()), "{}", memory.resident_bytes());
+}
+
+#[test]
+fn one_call_fills_no_more_than_the_memory_limit() {
+    let (memory, at) = overcommitted();
+    let mut buffers =
+        [Buffer { address: at, len: 40 << 20 }, Buffer { address: at + (40 << 20), len: 200 << 20 }];
+    memory.clip(&mut buffers);
+    assert_eq!(buffers.map(|buffer| buffer.len), [40 << 20, 24 << 20]);
+    memory.write(at, &vec![1; 60 << 20]).unwrap();
+    let mut buffers = [Buffer { address: at, len: 1 << 30 }];
+    memory.clip(&mut buffers);
+    assert_eq!(buffers[0].len, 16 << 20, "a piece that is smaller than what may always be filled");
 }

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::process::files::{Hold, Mapping};
+
 /// A page.
 pub(crate) const PAGE: u64 = 4096;
 
@@ -57,6 +59,23 @@ pub(crate) struct MappedFile {
     pub(crate) name: String,
     /// It is memory of this program and nothing else (`MAP_SHARED | MAP_ANONYMOUS`).
     pub(crate) own: bool,
+    /// A shared mapping of it can never be stored into.
+    pub(crate) read_only: bool,
+    /// Lets a private file of the program go on costing.
+    pub(crate) _hold: Option<Hold>,
+}
+
+impl MappedFile {
+    /// A file that is called `name`.
+    pub(crate) fn new(fd: Arc<OwnedFd>, name: String) -> Self {
+        Self { fd, name, own: false, read_only: false, _hold: None }
+    }
+
+    /// What the program's files give to be mapped.
+    pub(crate) fn of(mapping: Mapping, name: String) -> Self {
+        let Mapping { fd, hold, read_only } = mapping;
+        Self { fd, name, own: false, read_only, _hold: hold }
+    }
 }
 
 /// A part of a file behind a mapping.

@@ -67,7 +67,7 @@ pub(crate) fn memory_file(name: &str, bytes: &[u8]) -> Result<MappedFile, Errno>
     if !bytes.is_empty() {
         rustix::io::pwrite(&fd, bytes, 0)?;
     }
-    Ok(MappedFile { fd: Arc::new(fd), name: name.to_owned(), own: false })
+    Ok(MappedFile::new(Arc::new(fd), name.to_owned()))
 }
 
 /// The second page: the same file for every sandbox of this process.

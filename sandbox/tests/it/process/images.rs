@@ -16,7 +16,7 @@ pub(crate) struct Warm {
 }
 
 /// One call with this input.
-fn call(input: &[u8], env: &[(&str, &str)], within: Duration) -> Invocation {
+pub(crate) fn call(input: &[u8], env: &[(&str, &str)], within: Duration) -> Invocation {
     Invocation {
         env: env.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
         input: Input::Bytes(Bytes::copy_from_slice(input)),
@@ -26,13 +26,22 @@ fn call(input: &[u8], env: &[(&str, &str)], within: Duration) -> Invocation {
     }
 }
 
-const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 impl Warm {
     pub(crate) async fn c(source: &str, flags: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let program = compile(dir.path(), source, flags);
         let run = if flags.contains(&"-static") { Run::new() } else { Run::new().with_libraries() };
+        Self { image: run.prepare(&program).await.unwrap(), _dir: dir }
+    }
+
+    /// A static program with so much memory.
+    pub(crate) async fn limited(source: &str, memory_bytes: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let program = compile(dir.path(), source, &["-static"]);
+        let mut run = Run::new();
+        run.manifest.memory_bytes = memory_bytes;
         Self { image: run.prepare(&program).await.unwrap(), _dir: dir }
     }
 

@@ -1,5 +1,6 @@
 //! The process engine through the contract, with programs built here by gcc and programs of the system.
 
+mod contained;
 mod cpython;
 mod files;
 mod hostile;

@@ -404,7 +404,7 @@ fn mappings_of_private_files_are_the_files() {
     let mut files = empty();
     let fd = files.test_open("/tmp/f", libc::O_RDWR | libc::O_CREAT).unwrap();
     files.test_write(fd, b"before").unwrap();
-    let MapSource::File(mapping) = files.map(fd, true).unwrap() else { panic!("a file") };
+    let MapSource::File(mapping) = files.map(fd, true, true).unwrap() else { panic!("a file") };
     rustix::io::pwrite(&*mapping.fd, b"MAPPED", 0).unwrap();
     assert_eq!(files.content("/tmp/f").unwrap(), b"MAPPED");
     files.test_write(fd, b"!").unwrap();
@@ -412,11 +412,11 @@ fn mappings_of_private_files_are_the_files() {
     rustix::io::pread(&*mapping.fd, &mut seen, 0).unwrap();
     assert_eq!(&seen, b"MAPPED!");
     let read_only = files.test_open("/tmp/f", libc::O_RDONLY).unwrap();
-    assert_eq!(files.map(read_only, true).err(), Some(Errno::ACCESS));
+    assert_eq!(files.map(read_only, true, true).err(), Some(Errno::ACCESS));
     let dir = files.test_open("/tmp", libc::O_RDONLY).unwrap();
-    assert_eq!(files.map(dir, false).err(), Some(Errno::NODEV));
+    assert_eq!(files.map(dir, false, false).err(), Some(Errno::NODEV));
     let zero = files.test_open("/dev/zero", libc::O_RDWR).unwrap();
-    assert!(matches!(files.map(zero, true), Ok(MapSource::Zeroes)));
+    assert!(matches!(files.map(zero, true, true), Ok(MapSource::Zeroes)));
 }
 
 #[test]

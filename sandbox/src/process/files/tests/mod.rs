@@ -1,6 +1,7 @@
 mod calls;
 mod escapes;
 mod leap;
+mod limits;
 mod model;
 mod reset;
 

@@ -15,11 +15,29 @@ use crate::share::Links;
 pub(super) const SMALL_BYTES: u64 = 64 << 10;
 const PAGE_BYTES: u64 = 4096;
 
+/// Kept by whoever maps a private file: as long as one lives the file costs what it costs, also without a name and closed.
+pub(crate) type Hold = Arc<()>;
+
 /// A file's host descriptor, for `mmap`.
 #[derive(Clone, Debug)]
 pub(crate) struct Mapping {
     /// What to map.
     pub(crate) fd: Arc<OwnedFd>,
+    /// For private files.
+    pub(crate) hold: Option<Hold>,
+    /// A shared mapping of it can never be stored into.
+    pub(crate) read_only: bool,
+}
+
+/// How a file is to be mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mapped {
+    /// Stores go to private copies of its pages.
+    Private,
+    /// Shared, without the right to store ever.
+    ReadOnly,
+    /// Shared; stores go to the file, now or once `mprotect` allows them.
+    Writable,
 }
 
 fn pages(size: u64) -> u64 {
@@ -29,6 +47,7 @@ fn pages(size: u64) -> u64 {
 impl Tree {
     /// Takes `bytes` of the limit.
     pub(super) fn charge(&mut self, bytes: u64) -> Result<(), Errno> {
+        self.collect();
         let used = self.used_bytes.checked_add(bytes).filter(|used| *used <= self.limit_bytes);
         self.used_bytes = used.ok_or(Errno::NOSPC)?;
         Ok(())
@@ -56,10 +75,31 @@ impl Tree {
         }
     }
 
-    /// Gives back what a file that is going cost.
-    pub(super) fn uncharge_node(&mut self, id: NodeId) {
-        let cost = Self::cost(self.node(id));
-        self.uncharge(cost);
+    /// Gives back what a file that is going cost, once nothing maps it any more.
+    pub(super) fn release(&mut self, id: NodeId) {
+        let (cost, mapped) = (Self::cost(self.node(id)), self.cell(id).mapped.clone());
+        if mapped.strong_count() > 0 {
+            self.collect();
+            self.orphans.push((mapped, cost));
+        } else {
+            self.uncharge(cost);
+        }
+    }
+
+    /// Gives back what files cost that were gone but for mappings, where those are gone too.
+    pub(super) fn collect(&mut self) {
+        let mut free = 0;
+        self.orphans.retain(|(mapped, cost)| {
+            let lives = mapped.strong_count() > 0;
+            free += if lives { 0 } else { *cost };
+            lives
+        });
+        self.uncharge(free);
+    }
+
+    /// What that would give back.
+    pub(super) fn collectable(&self) -> u64 {
+        self.orphans.iter().filter(|(mapped, _)| mapped.strong_count() == 0).map(|(_, cost)| cost).sum()
     }
 
     fn content(&self, id: NodeId) -> Result<&Content, Errno> {
@@ -117,6 +157,7 @@ impl Tree {
             return Err(Errno::FBIG);
         }
         self.make_private(id, u64::MAX)?;
+        self.collect();
         let size = self.node(id).size;
         let room = pages(size) + (self.limit_bytes.saturating_sub(self.used_bytes)) / PAGE_BYTES * PAGE_BYTES;
         let room = room.saturating_sub(position).min(wanted as u64) as usize;
@@ -292,25 +333,34 @@ impl Tree {
         }
     }
 
-    /// A host descriptor to map. `write` asks for one whose shared mapping may be written, which makes the file
-    /// private first.
+    /// A host descriptor to map. One to store into makes the file private first; one that is shared for reading must
+    /// not lead to stores by any way, because the file's memory may be that of other sandboxes too.
     ///
     /// # Errors
     /// `ENODEV` for what is no regular file, `ENOSPC` where there is no room for the copy.
-    pub(crate) fn map(&mut self, id: NodeId, write: bool) -> Result<Mapping, Errno> {
-        if write {
+    pub(crate) fn map(&mut self, id: NodeId, how: Mapped) -> Result<Mapping, Errno> {
+        if how == Mapped::Writable {
             self.make_private(id, u64::MAX).map_err(no_device)?;
         }
-        match self.content(id).map_err(no_device)? {
-            Content::Lower(_) => Ok(Mapping { fd: self.host_file(id)? }),
-            Content::Host(fd) => Ok(Mapping { fd: fd.clone() }),
-            Content::Memfd { fd, .. } => Ok(Mapping { fd: fd.clone() }),
+        let read_only = how == Mapped::ReadOnly;
+        let fd = match self.content(id).map_err(no_device)? {
+            Content::Lower(_) => return Ok(Mapping { fd: self.host_file(id)?, hold: None, read_only }),
+            Content::Host(fd) => return Ok(Mapping { fd: fd.clone(), hold: None, read_only }),
+            Content::Memfd { fd, .. } => fd.clone(),
             Content::Bytes(bytes) => {
                 let (fd, epoch) = (new_memfd(bytes)?, self.epoch);
                 self.edit(id).body = Body::File(Content::Memfd { fd: fd.clone(), epoch });
-                Ok(Mapping { fd })
+                fd
             }
-        }
+        };
+        let fd = if read_only { Arc::new(host::reopen_to_read(&fd)?) } else { fd };
+        let cell = self.cell_mut(id);
+        let hold = cell.mapped.upgrade().unwrap_or_else(|| {
+            let hold = Hold::default();
+            cell.mapped = Arc::downgrade(&hold);
+            hold
+        });
+        Ok(Mapping { fd, hold: Some(hold), read_only })
     }
 }
 

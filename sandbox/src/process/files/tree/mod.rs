@@ -23,14 +23,14 @@ mod undo;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use crate::share::{Links, Share};
 
-pub(crate) use data::Mapping;
+pub(crate) use data::{Hold, Mapped, Mapping};
 pub(crate) use node::{Body, Content, Dir, Node, NodeId, Slot, TREE_DEV};
 pub(crate) use saved::{BadTree, TreeState};
 
@@ -50,6 +50,14 @@ struct Cell {
     refs: u32,
     /// The host's file, while it is open.
     host: Option<Arc<OwnedFd>>,
+    /// Alive while something maps the file.
+    mapped: Weak<()>,
+}
+
+impl Cell {
+    fn new(node: Arc<Node>, refs: u32) -> Self {
+        Self { node, refs, host: None, mapped: Weak::new() }
+    }
 }
 
 /// See the module. A clone is as cheap as its number of nodes; it must be taken from a tree at its checkpoint.
@@ -68,6 +76,10 @@ pub(crate) struct Tree {
     undo: Option<BTreeMap<NodeId, Option<Arc<Node>>>>,
     /// `used_bytes` at the checkpoint.
     undo_bytes: u64,
+    /// Files that are gone but for mappings of them, with what they go on costing.
+    orphans: Vec<(Weak<()>, u64)>,
+    /// Nodes above which clean ones are looked for.
+    trim_above: usize,
 }
 
 /// One entry of a listing.
@@ -94,7 +106,7 @@ impl Tree {
             None => Node { ino: FIRST_INO - 1, ..Node::new(libc::S_IFDIR | 0o755, Body::Dir(dir)) },
         };
         Ok(Self {
-            cells: vec![Some(Cell { node: Arc::new(root), refs: 1, host: None })],
+            cells: vec![Some(Cell::new(Arc::new(root), 1))],
             free: Vec::new(),
             live: 1,
             lower: lower.map(Arc::new),
@@ -104,6 +116,8 @@ impl Tree {
             epoch: 0,
             undo: None,
             undo_bytes: 0,
+            orphans: Vec::new(),
+            trim_above: CLEAN_NODES,
         })
     }
 
@@ -146,7 +160,7 @@ impl Tree {
             self.next_ino += 1;
         }
         let clean = node.clean;
-        let cell = Some(Cell { node: Arc::new(node), refs: 0, host: None });
+        let cell = Some(Cell::new(Arc::new(node), 0));
         let id = match self.free.pop() {
             Some(id) => {
                 self.cells[id.0 as usize] = cell;
@@ -305,14 +319,14 @@ impl Tree {
             return;
         }
         // The parent may outlive it; a removed directory is empty.
-        self.uncharge_node(id);
+        self.release(id);
         self.edit(id);
         self.discard(id);
     }
 
     /// Bytes of private data in use, and the limit.
     pub(crate) fn usage(&self) -> (u64, u64) {
-        (self.used_bytes, self.limit_bytes)
+        (self.used_bytes - self.collectable(), self.limit_bytes)
     }
 
     /// Nodes in memory.
@@ -322,27 +336,36 @@ impl Tree {
 
     /// Forgets nodes that are as on the host when there are many. Call where no `NodeId` is held but pinned ones.
     pub(crate) fn trim(&mut self) {
-        if self.live > CLEAN_NODES {
-            self.forget(NodeId::ROOT);
+        if self.live > self.trim_above {
+            self.forget();
+            // What could not be forgotten is not walked again at every call.
+            self.trim_above = CLEAN_NODES.max(2 * self.live);
         }
     }
 
-    /// Forgets clean, unused nodes below `dir`; true if nothing is left below it.
-    fn forget(&mut self, dir: NodeId) -> bool {
-        let Some(Dir { children, .. }) = self.node(dir).dir() else { return true };
+    /// Forgets clean, unused nodes. Without recursion: a program decides how deep directories lie in each other.
+    fn forget(&mut self) {
+        let mut dirs = vec![NodeId::ROOT];
+        let mut next = 0;
+        while let Some(&dir) = dirs.get(next) {
+            let children = self.node(dir).dir().into_iter().flat_map(|dir| dir.children.values());
+            let ids =
+                children.filter_map(|slot| if let Slot::Node { id, .. } = slot { Some(*id) } else { None });
+            dirs.extend(ids.filter(|id| self.node(*id).dir().is_some()));
+            next += 1;
+        }
+        // What is below comes first.
+        for dir in dirs.into_iter().rev() {
+            self.forget_in(dir);
+        }
+    }
+
+    fn forget_in(&mut self, dir: NodeId) {
+        let Some(Dir { children, .. }) = self.node(dir).dir() else { return };
         let children: Vec<_> = children.iter().map(|(name, slot)| (name.clone(), *slot)).collect();
-        let mut bare = true;
         for (name, slot) in children {
-            let Slot::Node { id, .. } = slot else {
-                bare = false;
-                continue;
-            };
-            let below = self.forget(id);
-            let cell = self.cell(id);
-            let mounted = cell.node.dir().is_some_and(|dir| dir.mount.is_some());
-            let saved = self.undo.as_ref().is_some_and(|undo| undo.contains_key(&id));
-            if !below || !cell.node.clean || cell.refs > 0 || mounted || saved {
-                bare = false;
+            let Slot::Node { id, .. } = slot else { continue };
+            if !self.is_forgettable(id) {
                 continue;
             }
             if let Some(undo) = &mut self.undo
@@ -356,7 +379,13 @@ impl Tree {
             }
             self.discard(id);
         }
-        bare
+    }
+
+    fn is_forgettable(&self, id: NodeId) -> bool {
+        let cell = self.cell(id);
+        let needed = cell.node.dir().is_some_and(|dir| dir.mount.is_some() || !dir.children.is_empty());
+        let saved = self.undo.as_ref().is_some_and(|undo| undo.contains_key(&id));
+        !needed && cell.node.clean && cell.refs == 0 && !saved
     }
 }
 

@@ -131,7 +131,7 @@ impl Tree {
         for (id, node) in (0..).zip(state.nodes) {
             let name = names.get(&NodeId(id)).map_or(&[][..], |name| name);
             let node = node.map(|node| node.restore(planted(id), name)).transpose()?;
-            cells.push(node.map(|node| Cell { node: Arc::new(node), refs: u32::from(id == 0), host: None }));
+            cells.push(node.map(|node| Cell::new(Arc::new(node), u32::from(id == 0))));
         }
         self.free = (0..).zip(&cells).filter(|(_, cell)| cell.is_none()).map(|(id, _)| NodeId(id)).collect();
         self.live = cells.len() - self.free.len();

@@ -5,7 +5,7 @@
 //! earlier epoch is copied before its first write.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::{NodeId, Tree};
 
@@ -14,6 +14,9 @@ impl Tree {
     pub(crate) fn checkpoint(&mut self) {
         self.epoch += 1;
         self.undo = Some(BTreeMap::new());
+        self.collect();
+        // What the image maps it maps for good.
+        self.orphans.clear();
         self.undo_bytes = self.used_bytes;
     }
 
@@ -33,6 +36,8 @@ impl Tree {
                 None => {}
             }
         }
+        // The mappings made since are gone by now.
+        self.orphans.clear();
         self.used_bytes = self.undo_bytes;
         self.checkpoint();
     }
@@ -53,10 +58,10 @@ impl Tree {
         match &mut self.cells[id.0 as usize] {
             Some(cell) => {
                 cell.node = node;
-                cell.host = None;
+                (cell.host, cell.mapped) = (None, Weak::new());
             }
             empty => {
-                *empty = Some(super::Cell { node, refs: 0, host: None });
+                *empty = Some(super::Cell::new(node, 0));
                 self.live += 1;
             }
         }

@@ -236,7 +236,7 @@ fn memory_of(bytes: &[u8]) -> Option<AddressSpace> {
     let (dir, setup) = golden_setup();
     let mut files = Files::new(setup.files()).unwrap();
     let fd = Arc::new(std::fs::File::open(dir.path().join("program")).unwrap().into());
-    let program = Arc::new(MappedFile { fd, name: "program".into(), own: false });
+    let program = Arc::new(MappedFile::new(fd, "program".into()));
     let open = |file| open(&mut files, file).unwrap_or(program.clone());
     let mapped: Vec<_> = state.files().iter().map(open).collect();
     let memory = state.restore(&mapped, &golden_snapshot(), setup.memory_bytes).ok()?;
