@@ -203,9 +203,9 @@ impl Process {
         }
     }
 
-    /// Counts a call, or a use of one, that the program made and did not get.
+    /// Counts a call, or a use of one, that the program made and did not get. All that are no calls of any Linux count as one.
     pub(crate) fn count_unserved(&mut self, number: u64) {
-        *self.unserved.entry(number).or_default() += 1;
+        *self.unserved.entry(number.min(calls::NUMBERS as u64)).or_default() += 1;
     }
 
     /// What the current thread's call waited for, when it is made again. A call with a time limit keeps it here.

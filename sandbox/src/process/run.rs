@@ -464,7 +464,7 @@ impl Machine {
             return Ok(None);
         }
         let waits: BTreeMap<u32, Wait> = self.waits().map(|(id, wait)| (id, wait.clone())).collect();
-        let timer = self.process.next_timer().and_then(|left| Instant::now().checked_add(left));
+        let timer = self.process.next_timer_asleep().and_then(|left| Instant::now().checked_add(left));
         let until = waits.values().filter_map(|wait| wait.until).chain(timer).chain([deadline]).min();
         let until = until.unwrap_or(deadline);
         if self.to_input && waits.values().any(|wait| wait.input) {

@@ -94,7 +94,8 @@ const FAMILIES: &[&[Entry]] = &[
     stat::CALLS,
 ];
 
-const NUMBERS: usize = 512;
+/// No call has this number or a higher one.
+pub(crate) const NUMBERS: usize = 512;
 
 static TABLE: [Option<Handler>; NUMBERS] = build();
 

@@ -241,8 +241,9 @@ impl Image {
         let passed = self.taken.elapsed();
         for thread in process.threads.iter_mut() {
             if let Status::Blocked(pending) = &mut thread.status {
-                for time in [&mut pending.wait.until, &mut pending.wait.deadline].into_iter().flatten() {
-                    *time += passed;
+                for time in [&mut pending.wait.until, &mut pending.wait.deadline] {
+                    // What lies behind the end of time never comes.
+                    *time = time.and_then(|at| at.checked_add(passed));
                 }
             }
         }

@@ -190,6 +190,11 @@ impl Process {
         if self.timers.any_armed() { self.timers.next(&self.times()) } else { None }
     }
 
+    /// The same while none of its threads runs.
+    pub(crate) fn next_timer_asleep(&self) -> Option<Duration> {
+        if self.timers.any_armed() { self.timers.next_asleep(&self.times()) } else { None }
+    }
+
     /// Sends the signals of the timers that have gone off.
     pub(crate) fn expire_timers(&mut self) {
         if self.timers.any_armed() {

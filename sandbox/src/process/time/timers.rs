@@ -203,8 +203,17 @@ impl Timers {
 
     /// How long until the first one goes off: `None` for never.
     pub(crate) fn next(&self, now: &Now) -> Option<Duration> {
-        let left = |t: &Timer| t.setting.at.map(|at| at.saturating_sub(now.on(t.base)));
-        self.interval.iter().chain(self.posix.values()).filter_map(left).min()
+        self.first(now, |_| true)
+    }
+
+    /// The same while the program sleeps, where its running time stands still.
+    pub(crate) fn next_asleep(&self, now: &Now) -> Option<Duration> {
+        self.first(now, |base| base != Base::Cpu)
+    }
+
+    fn first(&self, now: &Now, counts: impl Fn(Base) -> bool) -> Option<Duration> {
+        let all = self.interval.iter().chain(self.posix.values()).filter(|timer| counts(timer.base));
+        all.filter_map(|timer| timer.setting.at.map(|at| at.saturating_sub(now.on(timer.base)))).min()
     }
 
     /// Takes what has gone off.
@@ -235,7 +244,7 @@ impl Timer {
             self.overrun = missed.min(MOST_OVERRUNS) as i32;
             let steps = u32::try_from(missed + 1).unwrap_or(u32::MAX);
             let next = interval.checked_mul(steps).and_then(|step| at.checked_add(step));
-            self.setting.at = Some(next.unwrap_or_else(|| now.on(self.base) + interval));
+            self.setting.at = Some(next.unwrap_or_else(|| now.on(self.base).saturating_add(interval)));
         }
         let Notify::Signal { signal, value, thread } = self.notify else { return None };
         let (code, detail) = match self.id {
@@ -283,6 +292,15 @@ mod tests {
     }
 
     #[test]
+    fn a_timer_of_running_time_wakes_nobody_who_sleeps() {
+        let mut timers = Timers::default();
+        timers.set_interval(2, MS, MS, &at(0)).unwrap();
+        assert_eq!((timers.next(&at(0)), timers.next_asleep(&at(0))), (Some(MS), None));
+        timers.set_interval(0, 10 * MS, MS, &at(0)).unwrap();
+        assert_eq!(timers.next_asleep(&at(4)), Some(6 * MS));
+    }
+
+    #[test]
     fn extreme_times_do_not_overflow() {
         let mut timers = Timers::default();
         timers.set_interval(0, Duration::MAX, Duration::MAX, &at(u64::MAX / 2)).unwrap();
@@ -293,6 +311,10 @@ mod tests {
             .unwrap();
         assert!(timers.expire(&at(u64::MAX / 2)).is_empty());
         assert_eq!(timers.overrun(id), Ok(i32::MAX));
+        // As only a stored image has them.
+        let longest = Setting { at: Some(Duration::ZERO), interval: Duration::MAX };
+        timers.set(id, longest, &at(1)).unwrap();
+        assert!(timers.expire(&at(u64::MAX / 2)).is_empty());
         assert_eq!(timers.delete(id), Ok(()));
         assert_eq!(timers.delete(id), Err(Refused));
     }

@@ -152,8 +152,9 @@ impl Tree {
         self.cells.get(id.0 as usize).is_some_and(Option::is_some)
     }
 
-    /// Directories form one tree, which is not too deep.
+    /// Directories form one tree, which is not too deep; every file has as many names as it says.
     fn check_shape(&self) -> Result<(), BadTree> {
+        let mut names = vec![0_u32; self.cells.len()];
         let dir = |id: NodeId| self.cells.get(id.0 as usize)?.as_ref()?.node.dir();
         demand(dir(NodeId::ROOT).is_some(), "there is no root")?;
         let ids = (0..self.cells.len() as u32).map(NodeId).filter(|id| self.has(*id));
@@ -164,6 +165,7 @@ impl Tree {
                 demand(self.has(*child), "a directory names what is not there")?;
                 let inside = dir(*child).is_none_or(|dir| dir.parent == id && *child != NodeId::ROOT);
                 demand(inside, "a directory lies in another than it says")?;
+                names[child.0 as usize] += 1;
             }
             let mut up = id;
             for _ in 0..DEEPEST {
@@ -174,7 +176,13 @@ impl Tree {
             }
             demand(up == NodeId::ROOT, "a directory does not lie below the root")?;
         }
-        Ok(())
+        let counted = |(cell, names): (&Option<Cell>, &u32)| {
+            let Some(node) = cell.as_ref().map(|cell| &cell.node) else { return true };
+            // Of the host's files, and of directories, the count is another one.
+            let one = node.ino < FIRST_INO || node.dir().is_some();
+            if one { *names == 0 || *names == 1 && node.nlink > 0 } else { *names == node.nlink }
+        };
+        demand(self.cells.iter().zip(&names).all(counted), "a file has other names than it says")
     }
 
     /// What is as on the host still is.
@@ -319,5 +327,31 @@ fn child(slot: &Slot) -> Child {
     match slot {
         Slot::Node { id, hides } => Some((*id, *hides)),
         Slot::Whiteout => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_have_as_many_names_as_they_say() {
+        let mut tree = Tree::new(None, 1 << 20).unwrap();
+        let file = || Node::new(libc::S_IFREG | 0o644, Body::File(Content::Bytes(Arc::default())));
+        let dir = Node::new(libc::S_IFDIR | 0o755, Body::Dir(Dir::new(NodeId::ROOT, b"d")));
+        let dir = tree.create(NodeId::ROOT, b"d", dir).unwrap();
+        let id = tree.create(dir, b"a", file()).unwrap();
+        tree.link(id, NodeId::ROOT, b"b").unwrap();
+        tree.create_unnamed(0o600, true).unwrap();
+        let restored = |spoil: &dyn Fn(&mut NodeState)| {
+            let mut state = tree.state().unwrap();
+            spoil(state.nodes[id.0 as usize].as_mut().unwrap());
+            Tree::new(None, 1 << 20).unwrap().restore_state(state)
+        };
+        restored(&|_| ()).unwrap();
+        for links in [0, 1, 3] {
+            assert!(restored(&|node| node.nlink = links).is_err(), "{links}");
+        }
+        assert!(restored(&|node| node.ino = 5).is_err(), "two names of a file of the host");
     }
 }
