@@ -5,7 +5,8 @@ mod guest;
 
 use std::time::{Duration, Instant};
 
-use guest::{Console, Guest, PATIENCE, debian_kernel, our_kernel};
+use guest::{Console, Guest, PATIENCE, debian_kernel, our_kernel, with_agent};
+use novum_sandbox::linux::guest::{Command, GuestConfig, Kernel, Root};
 use novum_sandbox::linux::{Device, Machine, SnapshotError};
 use novum_snapshot::{Snapshot, Store};
 
@@ -151,6 +152,31 @@ fn a_save_that_is_killed_in_the_middle_leaves_no_half_snapshot() {
     machine.resume().unwrap();
     until(&machine, &console, "count ");
     machine.stop();
+}
+
+/// Once, by: `mkdir /tmp/golden; cargo xtask rig test --share /tmp/golden --env NOVUM_GOLDEN=/tmp/golden/guest-v1.bin --test
+/// linux_snapshot golden -- --ignored`
+#[tokio::test]
+#[ignore = "writes the golden file of linux::snapshot::golden"]
+async fn the_golden_file_is_written() {
+    let Some(kernel) = our_kernel("the_golden_file_is_written") else { return };
+    let Some(file) = std::env::var_os("NOVUM_GOLDEN") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("root/bin");
+    std::fs::create_dir_all(&root).unwrap();
+    std::fs::copy("/bin/busybox", root.join("busybox")).unwrap();
+    let store = Store::open(folder.path().join("store")).unwrap();
+    let kernel = Kernel { image: kernel.vmlinux(), modules: None };
+    let root = Root::Layers(vec![folder.path().join("root")]);
+    let config = GuestConfig { root, memory_bytes: 64 << 20, ..with_agent(kernel, "golden") };
+    let mut guest = novum_sandbox::linux::guest::Guest::boot(config).await.unwrap();
+    let args = ["/bin/busybox", "cat"].map(str::to_owned).to_vec();
+    assert!(guest.begin(&Command { args, ..Command::default() }, PATIENCE).await.unwrap());
+    let digest = guest.snapshot(&store).await.unwrap();
+    let snapshot = Snapshot::open(&store, &digest).unwrap();
+    let sections = snapshot.sections();
+    let sections: Vec<_> = sections.iter().map(|s| (s.kind, s.owner, s.version, s.bytes)).collect();
+    std::fs::write(file, postcard::to_stdvec(&sections).unwrap()).unwrap();
 }
 
 #[test]

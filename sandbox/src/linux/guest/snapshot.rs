@@ -336,6 +336,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_agents_section_of_an_older_guest_is_read() {
+        let state = crate::linux::snapshot::golden::check::<AgentState>("").unwrap();
+        assert!(state.begun.is_some() && state.places.layers == 1 && !state.places.network);
+        // As it was before guests had network cards.
+        let Places { writable, layers, directories, .. } = &state.places;
+        let places = (writable, layers, directories);
+        let old = (&state.kernel, state.commands, places, &state.pending, &state.begun);
+        let bytes = postcard::to_stdvec(&old).unwrap();
+        assert_eq!(AgentState::migrate(1, &bytes).unwrap(), state);
+        assert!(matches!(AgentState::migrate(0, &bytes), Err(MigrateError::Unsupported)));
+    }
+
+    #[test]
     fn a_boot_id_is_a_random_uuid() {
         assert_eq!(uuid([0xff; 16]), "ffffffff-ffff-4fff-bfff-ffffffffffff");
     }

@@ -12,6 +12,8 @@
 //! there. A machine must be paused to be saved, and is paused when it has been made.
 
 mod features;
+#[cfg(test)]
+pub(super) mod golden;
 mod memory;
 mod raw;
 mod serial;
