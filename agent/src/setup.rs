@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! /layer/0 … (9p, read-only) ─┐
-//! /top (tmpfs: upper, work) ──┴─ overlay ─ /root ── becomes /
+//! /top (upper, work) ─────────┴─ overlay ─ /root ── becomes /
+//!   a tmpfs, or a directory of the host over virtio-fs, which has attributes of users only
 //! ```
 
 use std::fs;
@@ -72,7 +73,7 @@ fn make_root(root: &Root) -> io::Result<()> {
     if root.layers.is_empty() {
         mount_9p(&root.writable, NEW_ROOT, false, SHARED)?;
     } else {
-        lay_over(&root.layers)?;
+        lay_over(&root.layers, &root.upper)?;
     }
     for name in MOVED {
         let place = format!("{NEW_ROOT}/{name}");
@@ -85,8 +86,8 @@ fn make_root(root: &Root) -> io::Result<()> {
     sys::switch_root(NEW_ROOT).map_err(|error| doing("changing the root".into(), &error))
 }
 
-/// The layers with a tmpfs on top, at [`NEW_ROOT`].
-fn lay_over(layers: &[String]) -> io::Result<()> {
+/// The layers at [`NEW_ROOT`], with a tmpfs on top, or the directory that has the tag `kept`.
+fn lay_over(layers: &[String], kept: &str) -> io::Result<()> {
     let mut lower = Vec::new();
     for (index, tag) in layers.iter().enumerate() {
         let place = format!("/layer/{index}");
@@ -94,17 +95,24 @@ fn lay_over(layers: &[String]) -> io::Result<()> {
         lower.push(place);
     }
     fs::create_dir_all(TOP)?;
-    sys::mount("tmpfs", TOP, "tmpfs", 0, "mode=755")
-        .map_err(|error| doing("mounting a tmpfs".into(), &error))?;
+    let (names, more) = if kept.is_empty() {
+        sys::mount("tmpfs", TOP, "tmpfs", 0, "mode=755")
+            .map_err(|error| doing("mounting a tmpfs".into(), &error))?;
+        ("trusted", "")
+    } else {
+        sys::mount(kept, TOP, "virtiofs", 0, "")
+            .map_err(|error| doing("mounting the directory for what is written".into(), &error))?;
+        ("user", ",userxattr")
+    };
     let (upper, work) = (format!("{TOP}/upper"), format!("{TOP}/work"));
     let mut folder = fs::DirBuilder::new();
     folder.mode(0o755).recursive(true).create(&work)?;
     for name in MOVED {
         let place = format!("{upper}/{name}");
         folder.create(&place)?;
-        sys::hide_lower(&place).map_err(|error| doing(format!("hiding /{name}"), &error))?;
+        sys::hide_lower(&place, names).map_err(|error| doing(format!("hiding /{name}"), &error))?;
     }
-    let options = format!("lowerdir={},upperdir={upper},workdir={work}", lower.join(":"));
+    let options = format!("lowerdir={},upperdir={upper},workdir={work}{more}", lower.join(":"));
     sys::mount("overlay", NEW_ROOT, "overlay", 0, &options)
         .map_err(|error| doing("laying the directories over each other".into(), &error))
 }

@@ -49,13 +49,12 @@ pub(crate) fn mount(
     check(result.into()).map(drop)
 }
 
-/// Marks a directory of an overlay's upper layer as hiding those below it.
-pub(crate) fn hide_lower(folder: &str) -> io::Result<()> {
-    let folder = text(folder)?;
+/// Marks a directory of an overlay's upper layer as hiding those below it; the overlay's attributes are in the name space
+/// `names`.
+pub(crate) fn hide_lower(folder: &str, names: &str) -> io::Result<()> {
+    let (folder, name) = (text(folder)?, text(&format!("{names}.overlay.opaque"))?);
     // SAFETY: strings that end in NUL, and one byte of value.
-    let result = unsafe {
-        libc::setxattr(folder.as_ptr(), c"trusted.overlay.opaque".as_ptr(), c"y".as_ptr().cast(), 1, 0)
-    };
+    let result = unsafe { libc::setxattr(folder.as_ptr(), name.as_ptr(), c"y".as_ptr().cast(), 1, 0) };
     check(result.into()).map(drop)
 }
 

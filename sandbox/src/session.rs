@@ -125,6 +125,8 @@ pub struct SessionSpec {
     /// Host directories that are the root, read-only; an earlier one hides what a later one has. What the sandbox writes
     /// stays in it.
     pub layers: Vec<PathBuf>,
+    /// A host directory that keeps what the sandbox writes to its root, for the next one; it is this sandbox's alone.
+    pub upper: Option<PathBuf>,
     /// A host file that is put into the root: its absolute path there, and the file.
     pub program: Option<(String, PathBuf)>,
     /// Host directories in the sandbox.

@@ -39,6 +39,7 @@ async fn session(test: &str, folder: &Path) -> Option<Arc<dyn Session>> {
     let spec = SessionSpec {
         name: "work".into(),
         layers: vec!["/".into()],
+        upper: None,
         program: None,
         shares: Vec::new(),
         env: vec![("COLOUR".into(), "blue".into())],

@@ -54,6 +54,8 @@ const IN_THE_RIG: &[&[&str]] = &[
         "--test",
         "linux_identity",
         "--test",
+        "linux_kept_root",
+        "--test",
         "linux_restore",
         "--test",
         "linux_sessions",

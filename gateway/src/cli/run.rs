@@ -34,6 +34,7 @@ Examples:
   novum run --memory 64MiB ./program -- --flag arg < request
   novum run --system /usr/bin/python3 --read .:/work -- /work/script.py < request
   novum run --engine linux --root debian --write .:/work -- sh    a Linux guest with its own kernel
+  novum run --root debian --upper mine -- apt-get install jq      what it changes is kept in the directory mine
 
 Input, output and exit code are passed through. Without a manifest the time limit is one hour.")]
 pub(super) struct Args {

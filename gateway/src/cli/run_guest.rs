@@ -25,6 +25,9 @@ pub(super) struct Options {
     /// A directory that is the root of a Linux guest, read-only; repeat it for layers, the topmost first
     #[arg(long, value_name = "DIR")]
     root: Vec<PathBuf>,
+    /// Keep what the guest writes to its root in this directory, for the next run; made where it is missing
+    #[arg(long, value_name = "DIR", requires = "root")]
+    upper: Option<PathBuf>,
     /// Processors of the guest
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
     cpus: u8,
@@ -37,6 +40,8 @@ pub(super) struct Options {
 const MEMORY_BYTES: u64 = 512 << 20;
 /// How long a boot may take.
 const BOOT_PATIENCE: Duration = Duration::from_secs(120);
+/// How long a guest may take to write what it still holds.
+const END_PATIENCE: Duration = Duration::from_secs(30);
 
 impl Options {
     /// Whether the command line asks for a guest with a root directory.
@@ -81,11 +86,23 @@ fn guest_config(args: &Args, manifest: &Manifest, kernel: Kernel) -> Result<Gues
         target: target.clone(),
         read_only,
     };
+    let layers = args.guest.root.iter().map(absolute).collect::<Result<_, _>>()?;
+    let root = match &args.guest.upper {
+        Some(upper) => {
+            std::fs::create_dir_all(upper).map_err(|source| Error::File {
+                doing: "make",
+                path: upper.clone(),
+                source,
+            })?;
+            Root::Kept { layers, upper: absolute(upper)? }
+        }
+        None => Root::Layers(layers),
+    };
     Ok(GuestConfig {
         kernel,
         memory_bytes: manifest.memory_bytes.next_multiple_of(linux::layout::PAGE),
         vcpus: args.guest.cpus,
-        root: Root::Layers(args.guest.root.iter().map(absolute).collect::<Result<_, _>>()?),
+        root,
         directories: shares.map(directory).collect(),
         hostname: manifest.name.to_string(),
         machine_id: None,
@@ -119,6 +136,10 @@ async fn execute(
     let mut guest = Guest::boot(config).await.map_err(novum_sandbox::Error::from)?;
     let steps = Steps { engine: EngineKind::Linux, prepare: Duration::ZERO, start: begun.elapsed() };
     let reply = pass_through(global, args, &mut guest, manifest).await?;
+    if args.guest.upper.is_some() && guest.is_running() {
+        // It writes what it still holds. One that does not come to its end is ended.
+        let _ = tokio::time::timeout(END_PATIENCE, guest.power_off()).await;
+    }
     report(global, args, &steps, reply)
 }
 

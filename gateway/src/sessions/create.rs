@@ -259,10 +259,7 @@ impl Core {
                 let engine = request.engine.unwrap_or(deployment.record.engine);
                 let mut spec = self.function_spec(&name, &deployment, &request)?;
                 if engine == EngineKind::Linux {
-                    let (roots, shares) = spec.shares.into_iter().partition(|share| share.target == "/");
-                    spec.shares = shares;
-                    let roots: Vec<Share> = roots;
-                    spec.layers.extend(roots.into_iter().map(|share| share.source));
+                    take_root_shares(&mut spec);
                 }
                 let source = format!("function {function} version {}", deployment.record.version);
                 let parts = parts(engine, source, spec.memory_bytes, spec.cpus, Some(deployment));
@@ -270,7 +267,10 @@ impl Core {
             }
             Source::Root(layers) => {
                 let engine = request.engine.unwrap_or(EngineKind::Linux);
-                let spec = self.root_spec(&name, layers, &request)?;
+                let mut spec = self.root_spec(&name, layers, &request)?;
+                if engine == EngineKind::Linux {
+                    take_root_shares(&mut spec);
+                }
                 let shown: Vec<_> = layers.iter().map(|path| path.display().to_string()).collect();
                 let source = format!("root {}", shown.join(":"));
                 let parts = parts(engine, source, spec.memory_bytes, spec.cpus, None);
@@ -355,6 +355,7 @@ impl Core {
         Ok(SessionSpec {
             name: name.to_string(),
             layers: Vec::new(),
+            upper: None,
             program: None,
             shares: manifest.shares,
             env: manifest.env.into_iter().collect(),
@@ -366,6 +367,19 @@ impl Core {
     fn allowed(&self, field: String, source: &std::path::Path) -> Result<PathBuf, Error> {
         let checked = self.shares.check(source);
         checked.map_err(|reason| Error::Share { field, source_path: source.to_owned(), reason })
+    }
+}
+
+/// Directories at `/` belong to a Linux guest's root: one that is only read is its lowest layer, one that is written keeps
+/// what the guest writes to its root.
+fn take_root_shares(spec: &mut SessionSpec) {
+    let (roots, shares): (Vec<Share>, _) = spec.shares.drain(..).partition(|share| share.target == "/");
+    spec.shares = shares;
+    for root in roots {
+        match root.read_only {
+            true => spec.layers.push(root.source),
+            false => spec.upper = Some(root.source),
+        }
     }
 }
 

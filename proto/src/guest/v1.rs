@@ -124,6 +124,10 @@ pub struct Root {
     /// Instead of layers: the 9p mount tag of one directory that is the root itself and can be written.
     #[prost(string, tag = "2")]
     pub writable: ::prost::alloc::string::String,
+    /// With layers: the virtio-fs mount tag of a directory that takes what is written, instead of the tmpfs. The guest
+    /// makes `upper` and `work` in it.
+    #[prost(string, tag = "3")]
+    pub upper: ::prost::alloc::string::String,
 }
 /// A shared directory over 9p.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

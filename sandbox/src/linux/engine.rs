@@ -141,7 +141,8 @@ impl LinuxEngine {
             if !share.read_only {
                 return refuse(
                     "share",
-                    "a function's root is read-only (what it writes goes to the guest's memory)",
+                    "a function's root is read-only (what it writes goes to the guest's memory, for each of its \
+                     guests anew); a sandbox can keep it in a directory",
                 );
             }
             layers.push(share.source.clone());
@@ -263,7 +264,7 @@ pub(super) fn exit_status(end: CommandEnd) -> ExitStatus {
 impl From<BootError> for Error {
     fn from(error: BootError) -> Self {
         match error {
-            BootError::Share { .. } => {
+            BootError::Share { .. } | BootError::Upper { .. } | BootError::UpperInLayer { .. } => {
                 Self::Manifest { field: "share".into(), reason: super::with_cause(&error) }
             }
             error => Self::host("boot the guest", error),

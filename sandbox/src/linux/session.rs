@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::engine::{BOOT_PATIENCE, DEFAULT_PATH, LEAST_MEMORY, LONE_PROGRAM_DIR, exit_status};
 use super::guest::{
     Command, CommandError, Control, Directory, FileFailed, Guest, GuestConfig, Identity, Kernel, Mux,
-    MuxError, Root, Saved, TerminalSize, User,
+    MuxError, NOT_SAVED, Root, Saved, TerminalSize, User,
 };
 use super::image::HOST_BYTES;
 use super::layout::PAGE;
@@ -64,7 +64,10 @@ impl Sessions for LinuxEngine {
             kernel,
             memory_bytes: spec.memory_bytes.next_multiple_of(PAGE),
             vcpus: u8::try_from(spec.cpus).unwrap_or(u8::MAX),
-            root: Root::Layers(layers),
+            root: match spec.upper.clone() {
+                Some(upper) => Root::Kept { layers, upper },
+                None => Root::Layers(layers),
+            },
             directories: spec.shares.iter().map(directory).collect(),
             hostname: spec.name.clone(),
             machine_id: None,
@@ -241,6 +244,9 @@ impl Session for LinuxSession {
     }
 
     async fn snapshot(&self) -> Result<Arc<dyn SessionSnapshot>, SessionError> {
+        if let Root::Kept { .. } = self.common.root {
+            return Err(unsupported("be snapshotted or forked", NOT_SAVED));
+        }
         let Some(store) = &self.common.store else {
             return Err(unsupported("be snapshotted or forked", "this gateway has no store of snapshots"));
         };

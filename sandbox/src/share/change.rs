@@ -3,7 +3,7 @@
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
-use super::{Links, Share, Time, stat_fd, sys};
+use super::{Attr, Links, Share, Time, stat_fd, sys, upper};
 
 /// Permission bits that a tenant may set: no set-user-ID, no set-group-ID.
 pub(super) const MODE_MASK: u32 = 0o1777;
@@ -42,10 +42,15 @@ impl Share {
         fs::mkdirat(&dir, name, Mode::from_raw_mode(mode))?;
         let made = fs::openat(&dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
         let attr = stat_fd(&made)?;
-        if attr.kind() == FileType::Directory && attr.mode & 0o777 != mode & 0o777 {
-            sys::chmod(&made, mode | attr.mode & 0o2000)?;
+        match attr.kind() {
+            FileType::Directory if self.is_upper() => {
+                upper::write(&made, &Attr { uid: 0, gid: 0, mode: attr.mode & !0o7777 | mode, ..attr })
+            }
+            FileType::Directory if attr.mode & 0o777 != mode & 0o777 => {
+                sys::chmod(&made, mode | attr.mode & 0o2000)
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Removes a name: of a directory (`dir`), or of anything else.
@@ -61,10 +66,11 @@ impl Share {
     /// Renames within the share.
     ///
     /// # Errors
-    /// What `renameat2(2)` says; `EINVAL` for flags other than `RENAME_NOREPLACE` and `RENAME_EXCHANGE` (a whiteout
-    /// is a device node).
+    /// What `renameat2(2)` says; `EINVAL` for flags other than `RENAME_NOREPLACE` and `RENAME_EXCHANGE`, and in an upper
+    /// layer `RENAME_WHITEOUT` (a whiteout is a device node).
     pub fn rename(&self, old: &[u8], new: &[u8], links: Links, flags: RenameFlags) -> Result<(), Errno> {
-        if !(RenameFlags::NOREPLACE | RenameFlags::EXCHANGE).contains(flags) {
+        let whiteout = if self.is_upper() { RenameFlags::WHITEOUT } else { RenameFlags::empty() };
+        if !(RenameFlags::NOREPLACE | RenameFlags::EXCHANGE | whiteout).contains(flags) {
             return Err(Errno::INVAL);
         }
         self.writable()?;
@@ -94,20 +100,24 @@ impl Share {
         fs::symlinkat(text, dir, name)
     }
 
-    /// Changes the permission bits; set-user-ID and set-group-ID are dropped.
+    /// Changes the permission bits; set-user-ID and set-group-ID are dropped, except in an upper layer, where only the
+    /// guest sees them.
     ///
     /// # Errors
     /// `EOPNOTSUPP` for a symbolic link, else what `chmod(2)` says.
     pub fn chmod(&self, path: &[u8], links: Links, follow: bool, mode: u32) -> Result<(), Errno> {
         self.writable()?;
         let node = self.node(path, links, follow)?;
-        if stat_fd(&node)?.kind() == FileType::Symlink {
-            return Err(Errno::OPNOTSUPP);
+        let attr = self.seen(&node)?;
+        match attr.kind() {
+            FileType::Symlink => Err(Errno::OPNOTSUPP),
+            _ if self.is_upper() => upper::write(node, &attr.with_mode(mode)),
+            _ => sys::chmod(node, mode & MODE_MASK),
         }
-        sys::chmod(node, mode & MODE_MASK)
     }
 
-    /// `chown(2)` by a tenant: only what changes nothing is allowed. `None` leaves the owner or group.
+    /// `chown(2)` by a tenant: only what changes nothing is allowed, except in an upper layer, where only the guest sees
+    /// it. `None` leaves the owner or group.
     ///
     /// # Errors
     /// `EPERM` for a change.
@@ -120,7 +130,13 @@ impl Share {
         gid: Option<u32>,
     ) -> Result<(), Errno> {
         self.writable()?;
-        self.stat(path, links, follow)?.same_owner(uid, gid)
+        let node = self.node(path, links, follow)?;
+        let attr = self.seen(&node)?;
+        if self.is_upper() {
+            upper::write(node, &attr.with_owner(uid, gid))
+        } else {
+            attr.same_owner(uid, gid)
+        }
     }
 
     /// Sets the times of last read and last change.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::change::MODE_MASK;
 use super::hold::Hold;
-use super::{Access, Attr, Identity, Links, Lock, SetTime, Share, stat_fd, sys};
+use super::{Access, Attr, Identity, Links, Lock, SetTime, Share, stat_fd, sys, upper};
 
 /// Flags of `open(2)` that reach the host. All others are the tenant's own bookkeeping (`O_NONBLOCK`, `O_CLOEXEC`)
 /// or not had (`O_DIRECT`, `O_ASYNC`).
@@ -32,6 +32,7 @@ pub struct OpenFile {
     attr: Attr,
     access: Access,
     hold: Arc<Hold>,
+    upper: bool,
 }
 
 /// What must be kept of an open file so that it can be opened again.
@@ -65,7 +66,8 @@ impl OpenFile {
     /// # Errors
     /// What `statx(2)` says.
     pub fn stat(&self) -> Result<Attr, Errno> {
-        stat_fd(&self.fd)
+        let attr = stat_fd(&self.fd)?;
+        if self.upper { upper::seen(&self.fd, attr) } else { Ok(attr) }
     }
 
     /// The host's descriptor.
@@ -90,6 +92,9 @@ impl OpenFile {
     /// What `fchmod(2)` says; `EROFS`.
     pub fn chmod(&self, mode: u32) -> Result<(), Errno> {
         self.changeable()?;
+        if self.upper {
+            return upper::write(&self.fd, &self.stat()?.with_mode(mode));
+        }
         fs::fchmod(&self.fd, Mode::from_raw_mode(mode & MODE_MASK))
     }
 
@@ -99,7 +104,12 @@ impl OpenFile {
     /// `EPERM` for a change; `EROFS`.
     pub fn chown(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
         self.changeable()?;
-        self.stat()?.same_owner(uid, gid)
+        let attr = self.stat()?;
+        if self.upper {
+            upper::write(&self.fd, &attr.with_owner(uid, gid))
+        } else {
+            attr.same_owner(uid, gid)
+        }
     }
 
     /// As [`Share::set_times`].
@@ -190,7 +200,7 @@ impl Share {
                 Err(Errno::NOENT) if flags.contains(OFlags::CREATE) => continue,
                 other => other?,
             };
-            let attr = stat_fd(&fd)?;
+            let attr = self.seen(&fd)?;
             if attr.id != found.id {
                 continue;
             }
@@ -201,7 +211,13 @@ impl Share {
                     self.truncate(path, links, 0)?;
                 }
             }
-            return Ok(OpenFile { fd, attr, access: self.access, hold: self.hold.clone() });
+            return Ok(OpenFile {
+                fd,
+                attr,
+                access: self.access,
+                hold: self.hold.clone(),
+                upper: self.is_upper(),
+            });
         }
         Err(Errno::AGAIN)
     }
@@ -221,12 +237,15 @@ impl Share {
             }
             other => other?,
         };
-        let mut attr = stat_fd(&fd)?;
-        if attr.mode & 0o777 != mode & 0o777 {
+        let mut attr = self.seen(&fd)?;
+        if self.is_upper() {
+            attr = Attr { uid: 0, gid: 0, ..attr.with_mode(mode & 0o1777) };
+            upper::write(&fd, &attr)?;
+        } else if attr.mode & 0o777 != mode & 0o777 {
             fs::fchmod(&fd, Mode::from_raw_mode(mode & 0o777))?;
             attr.mode = attr.mode & !0o777 | mode & 0o777;
         }
-        Ok(OpenFile { fd, attr, access: self.access, hold: self.hold.clone() })
+        Ok(OpenFile { fd, attr, access: self.access, hold: self.hold.clone(), upper: self.is_upper() })
     }
 
     /// A regular file without a name in the directory `path` (`O_TMPFILE`).
@@ -244,7 +263,7 @@ impl Share {
         let host = (flags & OFlags::RWMODE) | OFlags::TMPFILE;
         let fd = self.resolve(path, links, host, Mode::from_raw_mode(mode & 0o777))?;
         let attr = stat_fd(&fd)?;
-        Ok(OpenFile { fd, attr, access: self.access, hold: self.hold.clone() })
+        Ok(OpenFile { fd, attr, access: self.access, hold: self.hold.clone(), upper: self.is_upper() })
     }
 
     /// Opens again what a saved state describes. Nothing is created or truncated.

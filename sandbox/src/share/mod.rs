@@ -18,7 +18,8 @@
 //! - A read-only share refuses every change with `EROFS`.
 //! - Files never get the set-user-ID or set-group-ID bit and never change their owner: what a tenant writes must not
 //!   give a host user the rights of the VMM's user.
-//! - There are no extended attributes (`EOPNOTSUPP`) and no device nodes are made.
+//! - There are no extended attributes (`EOPNOTSUPP`) and no device nodes are made, except in the upper layer of a guest's
+//!   overlay ([`Share::open_upper`]): there attributes of users, owners that only the guest sees, and whiteouts.
 //!
 //! Host programs that follow symbolic links in a writable share follow what the tenant wrote there; that is theirs
 //! to avoid.
@@ -28,6 +29,7 @@ mod dir;
 mod file;
 mod hold;
 mod sys;
+mod upper;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -41,6 +43,7 @@ pub use change::SetTime;
 pub use dir::{Dir, DirEntry};
 pub use file::{OpenFile, OpenState};
 pub use sys::{Lock, LockKind};
+pub use upper::{Attributes, UpperError};
 
 /// Longest name of one directory entry, in bytes.
 pub const NAME_MAX: usize = 255;
@@ -130,6 +133,14 @@ impl Attr {
         if same { Ok(()) } else { Err(Errno::PERM) }
     }
 
+    fn with_mode(self, mode: u32) -> Self {
+        Self { mode: self.mode & !0o7777 | mode & 0o7777, ..self }
+    }
+
+    fn with_owner(self, uid: Option<u32>, gid: Option<u32>) -> Self {
+        Self { uid: uid.unwrap_or(self.uid), gid: gid.unwrap_or(self.gid), ..self }
+    }
+
     fn from_statx(s: &Statx) -> Self {
         let time = |t: &rustix::fs::StatxTimestamp| Time { seconds: t.tv_sec, nanos: t.tv_nsec };
         Self {
@@ -185,6 +196,7 @@ pub struct Share {
     root: OwnedFd,
     access: Access,
     hold: Arc<hold::Hold>,
+    upper: Option<Arc<upper::Lock>>,
 }
 
 impl Share {
@@ -195,7 +207,7 @@ impl Share {
     /// What `open(2)` says: `ENOENT`, `ENOTDIR`, `EACCES`.
     pub fn open_dir(path: &Path, access: Access) -> Result<Self, Errno> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self { root: fs::open(path, flags, Mode::empty())?, access, hold: Arc::default() })
+        Ok(Self { root: fs::open(path, flags, Mode::empty())?, access, hold: Arc::default(), upper: None })
     }
 
     /// What the tenant may do.
@@ -255,7 +267,13 @@ impl Share {
     /// # Errors
     /// What `openat2(2)` says; `EACCES` for what lies outside.
     pub fn stat(&self, path: &[u8], links: Links, follow: bool) -> Result<Attr, Errno> {
-        stat_fd(self.node(path, links, follow)?)
+        self.seen(self.node(path, links, follow)?)
+    }
+
+    /// What the tenant sees of an open descriptor.
+    fn seen(&self, fd: impl AsFd) -> Result<Attr, Errno> {
+        let attr = stat_fd(&fd)?;
+        if self.is_upper() { upper::seen(fd, attr) } else { Ok(attr) }
     }
 
     /// Holds on to what `path` names, a link at its end included.

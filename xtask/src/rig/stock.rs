@@ -11,9 +11,21 @@ use novum_kernel::{Cache, Error};
 
 use super::initramfs;
 
-/// Modules of L1: its disk-less root, its ports to us, KVM, and what joins guests by a network.
-const MODULES: &[&str] =
-    &["virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_console", "kvm_amd", "tun", "bridge"];
+/// Modules of L1: its disk-less root, its ports to us, KVM, what joins guests by a network, and a file system on a file:
+/// neither tmpfs nor 9p keeps what the upper layer of a guest's overlay needs.
+const MODULES: &[&str] = &[
+    "virtio_pci",
+    "9pnet_virtio",
+    "9p",
+    "overlay",
+    "virtio_console",
+    "kvm_amd",
+    "tun",
+    "bridge",
+    "loop",
+    "crc32c_generic",
+    "ext4",
+];
 
 /// The files to boot L1 with.
 pub(crate) struct Stock {

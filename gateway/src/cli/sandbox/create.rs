@@ -47,6 +47,9 @@ pub(super) struct Args {
     /// Let it read and write a directory of the gateway's machine; may be repeated
     #[arg(long, value_name = "HOST:SANDBOX", value_parser = shared)]
     write: Vec<(String, String)>,
+    /// Keep what it writes to its root in this directory, for the next sandbox; not with --snapshot, nor saved in one
+    #[arg(long, value_name = "DIR")]
+    upper: Option<String>,
     /// Delete it when nobody has used it for this time [default: 10m]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     idle: Option<Duration>,
@@ -101,6 +104,8 @@ pub(super) async fn run(global: &Global, args: &Args) -> Result<u8, Error> {
         read_only: Some(read_only),
     };
     let shares = args.read.iter().map(|s| share(s, true)).chain(args.write.iter().map(|s| share(s, false)));
+    let upper = args.upper.iter().map(|upper| (upper.clone(), "/".to_owned()));
+    let upper: Vec<_> = upper.map(|s| share(&s, false)).collect();
     let kind = args.engine.and_then(EngineChoice::kind);
     let request = v1::CreateSandboxRequest {
         name: args.name.clone().unwrap_or_default(),
@@ -109,7 +114,7 @@ pub(super) async fn run(global: &Global, args: &Args) -> Result<u8, Error> {
         memory_bytes: args.memory,
         cpus: args.cpus,
         env: args.env.iter().cloned().collect(),
-        shares: shares.collect(),
+        shares: shares.chain(upper).collect(),
         idle_timeout: args.idle.map(convert::duration),
         lifetime: args.lifetime.map(convert::duration),
     };

@@ -5,6 +5,8 @@ pub mod block;
 pub mod console;
 mod files;
 pub(crate) mod fs;
+#[cfg(any(test, feature = "fuzzing"))]
+mod hostile;
 mod messages;
 pub mod net;
 pub(crate) mod p9;

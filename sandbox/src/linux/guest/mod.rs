@@ -17,7 +17,7 @@ mod snapshot;
 mod tests;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -28,7 +28,7 @@ use parking_lot::Mutex;
 use super::boot::{BootSource, EntryKind, Initramfs};
 use super::vsock::{Stream, Vsock};
 use super::{Device, End, Error, Machine, MachineConfig};
-use crate::share::{Access, Share};
+use crate::share::{Access, Share, UpperError};
 use channel::{Channel, ChannelError};
 
 pub use kernel::{Kernel, KernelMissing};
@@ -37,6 +37,7 @@ pub(crate) use mux::{FileFailed, Mux, MuxError, Saved};
 pub use network::{Address, Network};
 pub use run::{CommandEnd, Control, Done, Streams};
 pub use snapshot::Identity;
+pub(crate) use snapshot::NOT_SAVED;
 use snapshot::Places;
 
 /// Address of a guest on its own vsock; every guest has a device of its own.
@@ -48,12 +49,22 @@ const CONSOLE_TAIL_BYTES: usize = 2048;
 /// Where the root's layers and the other directories have their mount tags from.
 const LAYER: &str = "layer";
 const SHARE: &str = "share";
+/// The tag of the directory that keeps what the guest writes to its root.
+const UPPER: &str = "upper";
 
 /// The root file system of a guest.
 #[derive(Clone, Debug)]
 pub enum Root {
     /// These directories, read-only; an earlier one hides what a later one has. On top lies a tmpfs of the guest.
     Layers(Vec<PathBuf>),
+    /// Layers as above, and on top instead of the tmpfs a directory that keeps what the guest writes, for its next run. No
+    /// other guest can use that directory meanwhile, and this guest cannot be saved.
+    Kept {
+        /// Read-only, topmost first.
+        layers: Vec<PathBuf>,
+        /// Takes what is written (`share/upper.rs`).
+        upper: PathBuf,
+    },
     /// This directory, which the guest writes to.
     Writable(PathBuf),
 }
@@ -103,6 +114,23 @@ pub enum BootError {
         /// Why not.
         #[source]
         source: rustix::io::Errno,
+    },
+    /// A directory cannot keep what the guest writes to its root.
+    #[error("the directory {} cannot keep what is written to the root", path.display())]
+    Upper {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: UpperError,
+    },
+    /// A layer of the root would change under the guest.
+    #[error("{} cannot keep what is written to the root: it and the layer {} lie in each other", path.display(), layer.display())]
+    UpperInLayer {
+        /// What was to be the upper layer.
+        path: PathBuf,
+        /// The layer.
+        layer: PathBuf,
     },
     /// The machine could not be made.
     #[error("making the machine")]
@@ -260,6 +288,8 @@ pub struct Guest {
     commands: u32,
     kernel: String,
     places: Places,
+    /// What it writes to its root is kept in a directory of the host.
+    kept: bool,
     /// The command that waited for its input when the guest was saved.
     begun: Option<run::Begun>,
     /// How long it stood when it was saved last.
@@ -302,6 +332,7 @@ impl Guest {
             commands: 0,
             kernel,
             places,
+            kept: matches!(config.root, Root::Kept { .. }),
             begun: None,
             stood: Duration::ZERO,
         })
@@ -383,7 +414,7 @@ fn devices(
     let mut told = v1::Root::default();
     match root {
         Root::Writable(path) => told.writable = share(path, Access::ReadWrite, format!("{LAYER}0"))?,
-        Root::Layers(paths) => {
+        Root::Layers(paths) | Root::Kept { layers: paths, .. } => {
             for (index, path) in paths.iter().enumerate() {
                 told.layers.push(share(path, Access::ReadOnly, format!("{LAYER}{index}"))?);
             }
@@ -395,8 +426,26 @@ fn devices(
         let tag = share(source, access, format!("{SHARE}{index}"))?;
         mounts.push(v1::Mount { tag, target: target.clone(), read_only: *read_only });
     }
+    if let Root::Kept { layers, upper } = root {
+        told.upper = UPPER.into();
+        devices.push(Device::Fs { tag: UPPER.into(), share: Arc::new(open_upper(upper, layers)?) });
+    }
     devices.extend(network.map(|network| Device::Net(network.card.clone())));
     Ok((devices, told, mounts))
+}
+
+/// The directory that keeps what the guest writes; neither it nor a layer may lie in the other.
+fn open_upper(upper: &Path, layers: &[PathBuf]) -> Result<Share, BootError> {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let place = real(upper);
+    let inside = |layer: &&PathBuf| {
+        let layer = real(layer);
+        place.starts_with(&layer) || layer.starts_with(&place)
+    };
+    if let Some(layer) = layers.iter().find(inside) {
+        return Err(BootError::UpperInLayer { path: upper.to_owned(), layer: layer.clone() });
+    }
+    Share::open_upper(upper).map_err(|source| BootError::Upper { path: upper.to_owned(), source })
 }
 
 /// What the machine and the agent are told.

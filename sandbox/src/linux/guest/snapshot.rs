@@ -26,6 +26,9 @@ use crate::linux::{Machine, Saved, SnapshotError};
 
 /// As Linux numbers it.
 const SIGKILL: u32 = 9;
+/// Why a guest with [`Root::Kept`] cannot be saved.
+pub(crate) const NOT_SAVED: &str = "what it writes to its root goes into a directory of the host, which does not stand still \
+                                    with it, and which one guest alone can use";
 
 /// Who a restored guest is.
 #[derive(Clone, Debug)]
@@ -59,7 +62,7 @@ impl Places {
         let place = |directory: &Directory| (directory.target.clone(), directory.read_only);
         let (writable, layers) = match root {
             Root::Writable(_) => (true, 1),
-            Root::Layers(layers) => (false, layers.len()),
+            Root::Layers(layers) | Root::Kept { layers, .. } => (false, layers.len()),
         };
         Self { writable, layers, directories: directories.iter().map(place).collect(), network }
     }
@@ -178,6 +181,9 @@ impl Guest {
 
     /// As [`Self::snapshot`]; a guest that `stands` already stays so.
     pub(super) async fn save(&mut self, store: &Store, stands: bool) -> Result<Digest, SnapshotError> {
+        if self.kept {
+            return Err(SnapshotError::Refused(NOT_SAVED.into()));
+        }
         let state = AgentState {
             kernel: self.kernel.clone(),
             commands: self.commands,
@@ -221,6 +227,9 @@ impl Guest {
     /// Where this host or the identity does not fit, KVM refuses, or the guest could not become itself in time.
     pub async fn restore(snapshot: &Snapshot, identity: &Identity) -> Result<Self, BootError> {
         let state: AgentState = snapshot.take("").map_err(SnapshotError::from)?;
+        if matches!(identity.root, Root::Kept { .. }) {
+            return Err(SnapshotError::Refused(NOT_SAVED.into()).into());
+        }
         let Identity { root, directories, network, .. } = identity;
         if state.places != Places::of(root, directories, network.is_some()) {
             let reason = format!(
@@ -260,7 +269,17 @@ impl Guest {
             .await
             .unwrap_or_else(|_| Err(BootError::TooSlow { after, console: console.tail() }))?;
         cut(true);
-        Ok(Self { machine, channel, console, commands, kernel, places, begun, stood: Duration::ZERO })
+        Ok(Self {
+            machine,
+            channel,
+            console,
+            commands,
+            kernel,
+            places,
+            kept: false,
+            begun,
+            stood: Duration::ZERO,
+        })
     }
 
     /// As many guests as there are identities, each of which goes on from here as somebody of its own; this one goes on

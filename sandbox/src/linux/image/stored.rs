@@ -215,7 +215,8 @@ pub(in crate::linux) fn key(template: &Template, artifact: &Digest) -> std::io::
     let kernel = (file(image)?, modules.as_deref().map(file).transpose()?);
     let agent = Digest::of(novum_agent_image::initramfs());
     let (writable, layers) = match root {
-        Root::Layers(layers) => (false, layers.as_slice()),
+        // A guest with `Kept` is no image: it cannot be saved.
+        Root::Layers(layers) | Root::Kept { layers, .. } => (false, layers.as_slice()),
         Root::Writable(path) => (true, std::slice::from_ref(path)),
     };
     let layers = layers.iter().map(|path| directory(path)).collect::<Result<Vec<_>, _>>()?;

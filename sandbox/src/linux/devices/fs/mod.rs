@@ -3,7 +3,8 @@
 //! ```text
 //! hiprio and request ring ── Messages (messages.rs) ── Server (server.rs) ──┬─ names.rs    lookup, create, rename, remove
 //!                            bytes in, bytes out      dispatch            ├─ content.rs  open, read, write, readdir
-//!                                                     nodes.rs: node ids  └─ attr.rs     getattr, setattr, statfs
+//!                                                     nodes.rs: node ids  ├─ attr.rs     getattr, setattr, statfs
+//!                                                                         └─ attributes.rs  extended ones, of an upper layer
 //! share/: the host's side, which no path leaves          state.rs: nodes and open files as a section of a snapshot
 //! ```
 //! Sources: VIRTIO 1.2 §5.11 (device id 26); the messages are FUSE 7.31, Linux's include/uapi/linux/fuse.h. There is no
@@ -11,6 +12,7 @@
 //! an error; nothing of it can panic.
 
 mod attr;
+mod attributes;
 mod content;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod driver;

@@ -10,7 +10,7 @@ use crate::linux::devices::p9::wire::{Decoder, Encoder};
 use crate::share::{Attr, Links};
 
 /// The next NUL-terminated string.
-fn name<'a>(message: &mut Decoder<'a>) -> Result<&'a [u8], Errno> {
+pub(super) fn name<'a>(message: &mut Decoder<'a>) -> Result<&'a [u8], Errno> {
     let end = message.0.iter().position(|byte| *byte == 0).ok_or(Errno::INVAL)?;
     let text = message.bytes(end)?;
     message.u8()?;
@@ -40,6 +40,12 @@ impl Server {
         self.put_entry(path, &attr, answer).map(drop)
     }
 
+    /// As [`Self::answer_entry`], of what was just made.
+    fn answer_made(&mut self, path: Vec<u8>, answer: &mut Encoder) -> Answer {
+        self.share.give_to(&path, Links::Refuse, self.caller)?;
+        self.answer_entry(path, answer)
+    }
+
     pub(super) fn look_up(&mut self, node: u64, message: &mut Decoder<'_>, answer: &mut Encoder) -> Answer {
         let path = self.child(node, name(message)?)?;
         self.answer_entry(path, answer)
@@ -53,33 +59,42 @@ impl Server {
     pub(super) fn symlink(&mut self, node: u64, message: &mut Decoder<'_>, answer: &mut Encoder) -> Answer {
         let path = self.child(node, name(message)?)?;
         self.share.symlink(name(message)?, &path, Links::Refuse)?;
-        self.answer_entry(path, answer)
+        self.answer_made(path, answer)
     }
 
-    /// Only regular files: no device nodes, no FIFOs.
+    /// Regular files; in an upper layer whiteouts, and FIFOs and sockets that are files of the host. No devices.
     pub(super) fn make_node(&mut self, node: u64, message: &mut Decoder<'_>, answer: &mut Encoder) -> Answer {
-        let (mode, _device, _mask, _) = (message.u32()?, message.u32()?, message.u32()?, message.u32()?);
-        if FileType::from_raw_mode(mode) != FileType::RegularFile {
-            return Err(Errno::PERM);
-        }
+        let (mode, device, _mask, _) = (message.u32()?, message.u32()?, message.u32()?, message.u32()?);
         let path = self.child(node, name(message)?)?;
-        self.share.open(&path, Links::Refuse, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL, mode)?;
-        self.answer_entry(path, answer)
+        match FileType::from_raw_mode(mode) {
+            FileType::RegularFile => {
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+                self.share.open(&path, Links::Refuse, flags, mode)?;
+            }
+            FileType::CharacterDevice if device == 0 => self.share.make_whiteout(&path, Links::Refuse)?,
+            kind => self.share.make_special(&path, Links::Refuse, kind, mode)?,
+        }
+        self.answer_made(path, answer)
     }
 
     pub(super) fn make_dir(&mut self, node: u64, message: &mut Decoder<'_>, answer: &mut Encoder) -> Answer {
         let (mode, _mask) = (message.u32()?, message.u32()?);
         let path = self.child(node, name(message)?)?;
         self.share.make_dir(&path, Links::Refuse, mode)?;
-        self.answer_entry(path, answer)
+        self.answer_made(path, answer)
     }
 
     pub(super) fn create(&mut self, node: u64, message: &mut Decoder<'_>, answer: &mut Encoder) -> Answer {
         let (flags, mode, _mask, _) = (message.u32()?, message.u32()?, message.u32()?, message.u32()?);
         let path = self.child(node, name(message)?)?;
         let flags = OFlags::from_bits_truncate(flags) | OFlags::CREATE;
+        let is_new =
+            self.share.is_upper() && self.share.stat(&path, Links::Refuse, false) == Err(Errno::NOENT);
         let file = self.share.open(&path, Links::Refuse, flags, mode)?;
-        let attr = file.attr_at_open().clone();
+        if is_new {
+            self.share.give_to(&path, Links::Refuse, self.caller)?;
+        }
+        let attr = file.stat()?;
         let node = self.put_entry(path, &attr, answer)?;
         let handle = self.keep(node, Opened::File(file))?;
         answer.u64(handle);

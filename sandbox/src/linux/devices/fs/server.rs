@@ -52,6 +52,10 @@ pub(super) const MESSAGES: &[(u32, Serve)] = &[
     (17, Server::statfs),
     (18, Server::release),
     (20, Server::sync),
+    (21, Server::set_attribute),
+    (22, Server::get_attribute),
+    (23, Server::list_attributes),
+    (24, Server::remove_attribute),
     (26, Server::init),
     (27, Server::open_dir),
     (28, Server::read_dir),
@@ -81,18 +85,25 @@ pub(super) struct Server {
     pub(super) next_handle: u64,
     /// Most bytes that the answer being made may have.
     pub(super) room: usize,
+    /// User and group of who asks.
+    pub(super) caller: (u32, u32),
 }
 
 impl Server {
     pub(super) fn new(share: Arc<Share>) -> Self {
-        Self { share, nodes: Nodes::new(), handles: HashMap::new(), next_handle: 1, room: 0 }
+        Self { share, nodes: Nodes::new(), handles: HashMap::new(), next_handle: 1, room: 0, caller: (0, 0) }
     }
 
     /// Serves `request`; the answer has at most `room` bytes, and none where none is expected or not even an error fits.
     pub(super) fn handle(&mut self, request: &[u8], room: usize) -> Vec<u8> {
         let mut message = Decoder(request);
-        let header = (message.u32(), message.u32(), message.u64(), message.u64(), message.bytes(16));
-        let (Ok(_), Ok(kind), Ok(unique), Ok(node), Ok(_)) = header else { return Vec::new() };
+        let header = (message.u32(), message.u32(), message.u64(), message.u64());
+        let (Ok(_), Ok(kind), Ok(unique), Ok(node)) = header else { return Vec::new() };
+        // User, group; process and padding.
+        let (Ok(uid), Ok(gid), Ok(_)) = (message.u32(), message.u32(), message.u64()) else {
+            return Vec::new();
+        };
+        self.caller = (uid, gid);
         if matches!(kind, FORGET | BATCH_FORGET) {
             // What is cut short is forgotten as far as it goes.
             let _ = self.forget(kind, node, &mut message);

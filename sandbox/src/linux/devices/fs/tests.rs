@@ -204,6 +204,66 @@ fn no_name_leaves_the_share() {
     assert!(!Path::new(&folder.path().join("null")).exists());
 }
 
+fn attribute(name: &str, value: &[u8]) -> Vec<u8> {
+    let words = [value.len() as u32, 0].map(u32::to_le_bytes).concat();
+    [&words[..], name.as_bytes(), b"\0", value].concat()
+}
+
+#[test]
+fn an_upper_layer_has_attributes_whiteouts_and_owners() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = Server::new(Arc::new(Share::open_upper(folder.path()).unwrap()));
+    let (node, handle) = create(&mut server, ROOT, "file").unwrap();
+    ask(&mut server, 21, node, &attribute("user.a", b"value")).unwrap();
+    let get = |room: u32, name: &str| {
+        [&[room, 0].map(u32::to_le_bytes).concat(), name.as_bytes(), &b"\0"[..]].concat()
+    };
+    assert_eq!(ask(&mut server, 22, node, &get(0, "user.a")).unwrap(), [5, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(ask(&mut server, 22, node, &get(5, "user.a")).unwrap(), b"value");
+    assert_eq!(ask(&mut server, 22, node, &get(4, "user.a")), Err(Errno::RANGE));
+    assert_eq!(ask(&mut server, 22, node, &get(9, "security.capability")), Err(Errno::OPNOTSUPP));
+    assert_eq!(ask(&mut server, 23, node, &[100u32, 0].map(u32::to_le_bytes).concat()).unwrap(), b"user.a\0");
+    let lies = [&[9u32, 0].map(u32::to_le_bytes).concat()[..], b"user.b\0short"].concat();
+    assert!(ask(&mut server, 21, node, &lies).is_err());
+    let whiteout = [libc::S_IFCHR, 0, 0, 0].map(u32::to_le_bytes).concat();
+    let made = ask(&mut server, 8, ROOT, &[&whiteout[..], b"gone\0"].concat()).unwrap();
+    // Mode and device number of struct fuse_attr, behind struct fuse_entry_out.
+    assert_eq!(
+        (made[40 + 60..][..4].to_vec(), made[40 + 76..][..4].to_vec()),
+        (vec![0, 0x20, 0, 0], vec![0; 4])
+    );
+    let device = [libc::S_IFCHR | 0o666, 259, 0, 0].map(u32::to_le_bytes).concat();
+    assert_eq!(ask(&mut server, 8, ROOT, &[&device[..], b"null\0"].concat()), Err(Errno::PERM));
+    let block = [libc::S_IFBLK | 0o666, 0, 0, 0].map(u32::to_le_bytes).concat();
+    assert_eq!(ask(&mut server, 8, ROOT, &[&block[..], b"null\0"].concat()), Err(Errno::PERM));
+    // The old name is a whiteout, the new one the file.
+    let flags = libc::RENAME_WHITEOUT.to_le_bytes();
+    let names = [&ROOT.to_le_bytes()[..], &flags, &[0; 4], b"file\0moved\0"].concat();
+    ask(&mut server, 45, ROOT, &names).unwrap();
+    assert_eq!(look_up(&mut server, ROOT, "moved"), Ok(node));
+    assert_ne!(look_up(&mut server, ROOT, "file").unwrap(), node);
+    // The attributes of what has no name any more.
+    ask(&mut server, 10, ROOT, b"moved\0").unwrap();
+    assert_eq!(ask(&mut server, 22, node, &get(5, "user.a")).unwrap(), b"value");
+    ask(&mut server, 24, node, b"user.a\0").unwrap();
+    assert_eq!(ask(&mut server, 22, node, &get(5, "user.a")), Err(Errno::NODATA));
+    assert_eq!(read(&mut server, handle, 0, 1).unwrap(), b"");
+    // Another user's file.
+    let mut made = message(9, ROOT, &[&[0o750u32, 0].map(u32::to_le_bytes).concat()[..], b"d\0"].concat());
+    made[24..32].copy_from_slice(&[1000u32, 1001].map(u32::to_le_bytes).concat());
+    let answer = server.handle(&made, 1 << 20);
+    assert_eq!(answer[16 + 40 + 68..][..8], [1000u32, 1001].map(u32::to_le_bytes).concat());
+}
+
+#[test]
+fn a_share_that_is_no_upper_layer_has_no_attributes() {
+    let (_folder, mut server) = server(Access::ReadWrite);
+    assert_eq!(ask(&mut server, 21, ROOT, &attribute("user.a", b"value")), Err(Errno::NOSYS));
+    assert_eq!(ask(&mut server, 23, ROOT, &[0; 8]), Err(Errno::NOSYS));
+    let whiteout = [libc::S_IFCHR, 0, 0, 0].map(u32::to_le_bytes).concat();
+    assert_eq!(ask(&mut server, 8, ROOT, &[&whiteout[..], b"gone\0"].concat()), Err(Errno::PERM));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
     #[test]

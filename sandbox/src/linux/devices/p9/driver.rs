@@ -5,44 +5,31 @@
 //! tells its kind and what this kind needs. Where the bytes end, the sequence ends.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use super::server::{MAX_MESSAGE, MESSAGES, RLERROR, Server, TVERSION, VERSION};
 use super::wire::{Encoder, HEADER};
-use crate::share::{Access, Share};
-
-const NAMES: [&[u8]; 8] = [b"f", b"out", b"..", b".", b"d", b"new", b"../outside", b""];
-const SECRET: &[u8] = b"novum's secret outside of the share";
-/// Most messages of one sequence.
-const MOST_MESSAGES: usize = 60;
+use crate::linux::devices::hostile::{MOST_MESSAGES, NAMES, beside_a_secret, check_reply};
 
 /// Serves what `bytes` stand for over a folder of `dir`, which must be empty.
 ///
 /// # Panics
 /// Where a message panics, has a reply that is none, or gets out of the share.
 pub(crate) fn serve(bytes: &[u8], dir: &Path) {
-    let (share, outside) = (dir.join("share"), dir.join("outside"));
-    std::fs::create_dir_all(share.join("d")).unwrap();
-    std::fs::create_dir(&outside).unwrap();
-    std::fs::write(share.join("f"), "inside").unwrap();
-    std::fs::write(outside.join("secret"), SECRET).unwrap();
-    std::os::unix::fs::symlink("../outside/secret", share.join("out")).unwrap();
-    let mut server = Server::new(Arc::new(Share::open_dir(&share, Access::ReadWrite).unwrap()));
-    let mut version = Encoder(vec![0; HEADER]);
-    version.u32(MAX_MESSAGE as u32);
-    version.string(VERSION);
-    answered(&mut server, TVERSION, version, MAX_MESSAGE);
-    let mut attach = Encoder(vec![0; HEADER]);
-    [0, u32::MAX].into_iter().for_each(|word| attach.u32(word));
-    answered(&mut server, 104, attach, MAX_MESSAGE);
-    let mut bytes = bytes.iter().copied();
-    for _ in 0..MOST_MESSAGES {
-        let Some((kind, room, message)) = next_message(&mut bytes) else { break };
-        answered(&mut server, kind, message, room);
-    }
-    assert_eq!(std::fs::read(outside.join("secret")).unwrap(), SECRET);
-    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1);
-    assert_eq!(std::fs::read_dir(dir).unwrap().count(), 2);
+    beside_a_secret(dir, false, |share| {
+        let mut server = Server::new(share);
+        let mut version = Encoder(vec![0; HEADER]);
+        version.u32(MAX_MESSAGE as u32);
+        version.string(VERSION);
+        answered(&mut server, TVERSION, version, MAX_MESSAGE);
+        let mut attach = Encoder(vec![0; HEADER]);
+        [0, u32::MAX].into_iter().for_each(|word| attach.u32(word));
+        answered(&mut server, 104, attach, MAX_MESSAGE);
+        let mut bytes = bytes.iter().copied();
+        for _ in 0..MOST_MESSAGES {
+            let Some((kind, room, message)) = next_message(&mut bytes) else { break };
+            answered(&mut server, kind, message, room);
+        }
+    });
 }
 
 fn answered(server: &mut Server, kind: u8, message: Encoder, room: usize) {
@@ -51,12 +38,8 @@ fn answered(server: &mut Server, kind: u8, message: Encoder, room: usize) {
     message[..4].copy_from_slice(&size);
     message[4] = kind;
     let reply = server.handle(&message, room);
-    assert!(reply.len() <= room, "message {kind}");
-    if let Some(size) = reply.first_chunk() {
-        assert_eq!(u32::from_le_bytes(*size) as usize, reply.len(), "message {kind}");
-        assert!([RLERROR, kind.wrapping_add(1)].contains(&reply[4]), "message {kind}");
-    }
-    assert!(!reply.windows(SECRET.len()).any(|window| window == SECRET), "message {kind} read the secret");
+    check_reply(&reply, room, kind.into());
+    assert!(reply.is_empty() || [RLERROR, kind.wrapping_add(1)].contains(&reply[4]), "message {kind}");
 }
 
 fn next_message(bytes: &mut impl Iterator<Item = u8>) -> Option<(u8, usize, Encoder)> {
