@@ -50,6 +50,7 @@ async fn main() -> Result<()> {
         root: config.root.clone(),
         directories: Vec::new(),
         network: None,
+        balloon: false,
         patience: PATIENCE,
     };
     for round in 1..=ROUNDS {

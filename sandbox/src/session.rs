@@ -3,7 +3,7 @@
 //! ```text
 //! Sessions::create(SessionSpec) ──> Session ──exec──> ExitStatus
 //!                                     │ ├─ read_file, write_file     a piece at a time: the caller's pace
-//!                                     │ ├─ pause, resume
+//!                                     │ ├─ pause, resume, resize
 //!                                     │ └─ snapshot ──> SessionSnapshot ──create──> Session   (a fork is the two in a row)
 //!                                     └─ ended     it went away by itself
 //! ```
@@ -261,6 +261,13 @@ pub trait Session: Send + Sync + 'static {
     /// # Errors
     /// Where the engine cannot.
     async fn resume(&self) -> Result<(), SessionError>;
+
+    /// Takes memory from it while it runs, or gives it back, up to what it was made with; how much it has then. Whoever
+    /// needs more than is left to him takes it back by himself.
+    ///
+    /// # Errors
+    /// Where the engine cannot, or the size is impossible.
+    async fn resize(&self, memory_bytes: u64) -> Result<u64, SessionError>;
 
     /// Keeps its state; it goes on.
     ///

@@ -312,9 +312,15 @@ $b umount /nine && $b umount /fuse && $b echo let go; /exit";
 /// must see and leave the same.
 const EXERCISER: &str = include_str!("guest/exerciser.sh");
 
-/// Runs [`EXERCISER`] in a guest whose root is the host's, over `device`, and on the host; compares.
+/// The same of stress-ng.
+const STRESS: &str = "sh stress.sh /tmp/stress > stress-said; cat stress-said; tail -n 60 /tmp/stress";
+const STRESSORS: &str = include_str!("guest/stress.sh");
+
+/// Runs `script` (of [`EXERCISER`] or [`STRESSORS`]) in a guest whose root is the host's, over `device`, and on the host;
+/// compares what they leave.
 #[track_caller]
 fn exercise(
+    script: &str,
     kernel: std::path::PathBuf,
     root: Device,
     work: impl FnOnce(Arc<Share>) -> Device,
@@ -323,22 +329,23 @@ fn exercise(
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     for folder in [&here, &there] {
         fs::write(folder.path().join("exerciser.sh"), EXERCISER).unwrap();
+        fs::write(folder.path().join("stress.sh"), STRESSORS).unwrap();
     }
-    let run = Command::new("sh").arg("exerciser.sh").current_dir(here.path()).output().unwrap();
+    let run = Command::new("sh").args(["-c", script]).current_dir(here.path()).output().unwrap();
     assert!(run.status.success(), "{run:?}");
     let share = Arc::new(Share::open_dir(there.path(), Access::ReadWrite).unwrap());
     let [root_mount, work_mount] = mounts;
     // A share ends at mount points of the host, so /proc and the like cannot be mounted over its own.
-    let script = format!(
+    let guest_script = format!(
         "$b mkdir /new && $b mount -t tmpfs none /new && cd /new && $b mkdir usr etc work proc dev tmp
 $b mount {root_mount} root /mnt && $b mount {work_mount} work work || $b echo cannot mount
 for name in usr etc; do $b mount -o bind /mnt/$name $name; done
 for name in bin sbin lib lib64; do $b ln -s usr/$name $name; done
 $b mount -t proc proc proc; $b mount -t devtmpfs dev dev; $b mount -t tmpfs tmp tmp
-$b chroot . /bin/sh -c 'cd /work; PATH=/usr/local/bin:/usr/bin:/bin sh exerciser.sh > /tmp/log 2>&1; echo status $?; tail -n 20 /tmp/log'
+$b chroot . /bin/sh -c 'cd /work; PATH=/usr/local/bin:/usr/bin:/bin; ({script}) > /tmp/log 2>&1; echo status $?; tail -n 100 /tmp/log'
 $b sync; /exit"
     );
-    let (machine, console) = boot(kernel, &[root, work(share)], 512, &script);
+    let (machine, console) = boot(kernel, &[root, work(share)], 512, &guest_script);
     let end = machine.wait(Some(Instant::now() + 5 * PATIENCE));
     assert_eq!(end, Some(End::Exit(42)), "{}", console.text());
     assert!(console.text().contains("status 0"), "{}", console.text());
@@ -357,11 +364,8 @@ fn assert_same(here: &Path, there: &Path) {
     }
 }
 
-#[test]
-#[ignore = "takes minutes in the rig: cargo xtask rig test --test linux_devices programs_work -- --ignored"]
-fn programs_work_on_a_directory_over_9p_as_on_the_host() {
-    let name = "programs_work_on_a_directory_over_9p_as_on_the_host";
-    let Some(kernel) = our_kernel(name) else { return };
+/// The root and the work folder over 9p.
+fn over_9p(script: &str, kernel: std::path::PathBuf) {
     let root = Arc::new(Share::open_dir(Path::new("/"), Access::ReadOnly).unwrap());
     let root = Device::P9 { tag: "root".into(), share: root };
     let work = |share| Device::P9 { tag: "work".into(), share };
@@ -369,7 +373,23 @@ fn programs_work_on_a_directory_over_9p_as_on_the_host() {
         "-t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=loose,ro",
         "-t 9p -o trans=virtio,version=9p2000.L,msize=512000",
     ];
-    exercise(kernel.vmlinux(), root, work, mounts);
+    exercise(script, kernel, root, work, mounts);
+}
+
+/// Both over virtio-fs.
+fn over_virtio_fs(script: &str, kernel: std::path::PathBuf) {
+    let root = Arc::new(Share::open_dir(Path::new("/"), Access::ReadOnly).unwrap());
+    let root = Device::Fs { tag: "root".into(), share: root };
+    let work = |share| Device::Fs { tag: "work".into(), share };
+    exercise(script, kernel, root, work, ["-t virtiofs -o ro", "-t virtiofs"]);
+}
+
+#[test]
+#[ignore = "takes minutes in the rig: cargo xtask rig test --test linux_devices programs_work -- --ignored"]
+fn programs_work_on_a_directory_over_9p_as_on_the_host() {
+    let name = "programs_work_on_a_directory_over_9p_as_on_the_host";
+    let Some(kernel) = our_kernel(name) else { return };
+    over_9p("sh exerciser.sh", kernel.vmlinux());
 }
 
 #[test]
@@ -377,8 +397,21 @@ fn programs_work_on_a_directory_over_9p_as_on_the_host() {
 fn programs_work_on_a_directory_over_virtio_fs_as_on_the_host() {
     let name = "programs_work_on_a_directory_over_virtio_fs_as_on_the_host";
     let Some(kernel) = our_kernel(name) else { return };
-    let root = Arc::new(Share::open_dir(Path::new("/"), Access::ReadOnly).unwrap());
-    let root = Device::Fs { tag: "root".into(), share: root };
-    let work = |share| Device::Fs { tag: "work".into(), share };
-    exercise(kernel.vmlinux(), root, work, ["-t virtiofs -o ro", "-t virtiofs"]);
+    over_virtio_fs("sh exerciser.sh", kernel.vmlinux());
+}
+
+#[test]
+#[ignore = "takes minutes in the rig: cargo xtask rig test --test linux_devices programs_work -- --ignored"]
+fn programs_work_as_stress_ng_over_9p_as_on_the_host() {
+    let name = "programs_work_as_stress_ng_over_9p_as_on_the_host";
+    let Some(kernel) = our_kernel(name) else { return };
+    over_9p(STRESS, kernel.vmlinux());
+}
+
+#[test]
+#[ignore = "takes minutes in the rig: cargo xtask rig test --test linux_devices programs_work -- --ignored"]
+fn programs_work_as_stress_ng_over_virtio_fs_as_on_the_host() {
+    let name = "programs_work_as_stress_ng_over_virtio_fs_as_on_the_host";
+    let Some(kernel) = our_kernel(name) else { return };
+    over_virtio_fs(STRESS, kernel.vmlinux());
 }

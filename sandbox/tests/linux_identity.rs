@@ -85,6 +85,7 @@ async fn every_fork_has_a_card_an_address_and_ids_of_its_own() {
         root: config.root.clone(),
         directories: Vec::new(),
         network: Some(network(number)),
+        balloon: false,
         patience: PATIENCE,
     };
     let mut second = Guest::restore(&snapshot, &identity(2)).await.unwrap();
@@ -150,6 +151,7 @@ async fn no_two_forks_draw_the_same_random_bytes() {
         root: config.root.clone(),
         directories: Vec::new(),
         network: None,
+        balloon: false,
         patience: PATIENCE,
     };
     let mut forks = first.fork(&store, &[identity("one"), identity("two")]).await.unwrap();

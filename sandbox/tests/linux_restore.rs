@@ -24,6 +24,7 @@ fn identity(name: &str, like: &GuestConfig) -> Identity {
         root: like.root.clone(),
         directories: like.directories.clone(),
         network: None,
+        balloon: false,
         patience: PATIENCE,
     }
 }

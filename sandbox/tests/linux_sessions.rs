@@ -138,6 +138,34 @@ fn failure<T: std::fmt::Debug>(result: Result<T, SessionError>) -> FileFailure {
 }
 
 #[tokio::test]
+async fn memory_is_taken_from_a_running_guest_and_its_copies_and_given_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let test = "memory_is_taken_from_a_running_guest_and_its_copies_and_given_back";
+    let Some(session) = session(test, folder.path()).await else { return };
+    for size in [32 << 20, 257 << 20] {
+        let refused = session.resize(size).await;
+        assert!(
+            matches!(&refused, Err(SessionError::Engine(error)) if error.to_string().contains("64MiB")),
+            "{refused:?}"
+        );
+    }
+    let free = "while read name count unit; do [ $name = MemFree: ] && echo $count; done < /proc/meminfo; true";
+    let before: u64 = says(&session, free).await.trim().parse().unwrap();
+    let (all, half) = (256 << 20, 128 << 20);
+    assert_eq!(session.resize(half).await.unwrap(), half);
+    let taken: u64 = says(&session, free).await.trim().parse().unwrap();
+    assert!(taken + (100 << 10) < before, "{before} KiB, then {taken} KiB");
+    let copy = session.snapshot().await.unwrap().create("copy").await.unwrap();
+    for session in [&session, &copy] {
+        assert_eq!(session.resize(all).await.unwrap(), all);
+        let back: u64 = says(session, free).await.trim().parse().unwrap();
+        assert!(back > taken + (100 << 10), "{taken} KiB, then {back} KiB");
+    }
+    session.pause().await.unwrap();
+    assert!(matches!(session.resize(half).await, Err(SessionError::Busy(_))));
+}
+
+#[tokio::test]
 async fn commands_files_and_pauses_of_one_guest() {
     let folder = tempfile::tempdir().unwrap();
     let Some(session) = session("commands_files_and_pauses_of_one_guest", folder.path()).await else {

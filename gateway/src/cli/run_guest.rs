@@ -107,6 +107,7 @@ fn guest_config(args: &Args, manifest: &Manifest, kernel: Kernel) -> Result<Gues
         hostname: manifest.name.to_string(),
         machine_id: None,
         network: None,
+        balloon: false,
         // With --force only `--timeout` ends the boot: without hardware virtualization it is some hundred times slower.
         patience: if args.guest.force { manifest.timeout } else { BOOT_PATIENCE.min(manifest.timeout) },
     })

@@ -134,6 +134,18 @@ impl Sandboxes for SandboxesService {
         answer(resumed.map(|entry| proto::ResumeSandboxResponse { sandbox: Some(sandbox(&entry)) }))
     }
 
+    async fn resize(
+        &self,
+        request: Request<proto::ResizeSandboxRequest>,
+    ) -> Answer<proto::ResizeSandboxResponse> {
+        let proto::ResizeSandboxRequest { name, memory_bytes } = request.get_ref();
+        let resized = self.core.resize_sandbox(name, *memory_bytes).await;
+        answer(resized.map(|(entry, memory_bytes)| proto::ResizeSandboxResponse {
+            sandbox: Some(sandbox(&entry)),
+            memory_bytes,
+        }))
+    }
+
     async fn snapshot(
         &self,
         request: Request<proto::SnapshotSandboxRequest>,

@@ -122,6 +122,26 @@ impl Core {
         .await
     }
 
+    /// Takes memory from a running sandbox or gives it back; how much it has then.
+    ///
+    /// # Errors
+    /// [`Error::NoSandbox`], and what the engine cannot.
+    pub async fn resize_sandbox(
+        self: &Arc<Self>,
+        name: &str,
+        memory_bytes: u64,
+    ) -> Result<(Arc<Entry>, u64), Error> {
+        let entry = self.sandboxes.find(name)?;
+        self.on_control(async move {
+            let turn = entry.turn.lock().await;
+            let session = entry.session()?;
+            let now = entry.with(async move { session.resize(memory_bytes).await }).await?;
+            drop(turn);
+            Ok((entry, now))
+        })
+        .await
+    }
+
     /// Stops a sandbox, or lets it go on; one that is so already stays so.
     ///
     /// # Errors

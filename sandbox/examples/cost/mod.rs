@@ -39,6 +39,7 @@ pub(crate) fn guest(name: &str) -> Result<(PathBuf, GuestConfig)> {
         memory_bytes: MEMORY_BYTES,
         vcpus: 1,
         root: Root::Layers(vec![folder.join("root")]),
+        balloon: false,
         directories: Vec::new(),
         hostname: "cost".into(),
         machine_id: None,

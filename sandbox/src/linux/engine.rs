@@ -96,6 +96,7 @@ impl LinuxEngine {
                 hostname: manifest.name.to_string(),
                 machine_id: None,
                 network: None,
+                balloon: false,
                 patience: BOOT_PATIENCE,
             },
             command: Command { args, env, ..Command::default() },

@@ -135,6 +135,7 @@ impl LinuxImage {
             root: root.clone(),
             directories: directories.clone(),
             network: None,
+            balloon: false,
             patience: *patience,
         };
         let guest = Guest::restore(&self.snapshot, &identity).await?;

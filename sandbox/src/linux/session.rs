@@ -33,6 +33,8 @@ use crate::session::{
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// How long a restored guest may take to become itself.
 const ADOPT_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a guest may take to give memory up or take it back.
+const RESIZE_PATIENCE: Duration = Duration::from_secs(10);
 
 fn unsupported(operation: &'static str, reason: impl Into<String>) -> SessionError {
     SessionError::Unsupported { engine: EngineKind::Linux, operation, reason: reason.into() }
@@ -72,11 +74,13 @@ impl Sessions for LinuxEngine {
             hostname: spec.name.clone(),
             machine_id: None,
             network: None,
+            balloon: true,
             patience: BOOT_PATIENCE,
         };
         let common = Common {
             root: config.root.clone(),
             directories: config.directories.clone(),
+            memory_bytes: config.memory_bytes,
             env: spec.env,
             store: self.store.clone(),
         };
@@ -105,6 +109,8 @@ impl LinuxEngine {
 struct Common {
     root: Root,
     directories: Vec<Directory>,
+    /// With which it was made.
+    memory_bytes: u64,
     env: Vec<(String, String)>,
     /// Where snapshots go.
     store: Option<Store>,
@@ -243,6 +249,26 @@ impl Session for LinuxSession {
         self.set_paused(false).await
     }
 
+    async fn resize(&self, memory_bytes: u64) -> Result<u64, SessionError> {
+        self.must_run()?;
+        let most = self.common.memory_bytes;
+        if !(LEAST_MEMORY..=most).contains(&memory_bytes) {
+            let reason = format!(
+                "must be from 64MiB to the {most} bytes that the sandbox was made with, not {memory_bytes} bytes"
+            );
+            return Err(Error::Manifest { field: "memory".into(), reason }.into());
+        }
+        let Some(balloon) = self.mux.balloon() else {
+            return Err(unsupported("be resized", "its guest has no balloon"));
+        };
+        balloon.set_target_bytes(most - memory_bytes);
+        tokio::select! {
+            // A guest that needs its memory keeps it: what it gave until then counts.
+            _ = tokio::time::timeout(RESIZE_PATIENCE, balloon.settled()) => Ok(most - balloon.actual_bytes().min(most)),
+            how = self.mux.ended() => Err(SessionError::Ended(how)),
+        }
+    }
+
     async fn snapshot(&self) -> Result<Arc<dyn SessionSnapshot>, SessionError> {
         if let Root::Kept { .. } = self.common.root {
             return Err(unsupported("be snapshotted or forked", NOT_SAVED));
@@ -335,6 +361,7 @@ impl SessionSnapshot for LinuxSnapshot {
             root: self.common.root.clone(),
             directories: self.common.directories.clone(),
             network: None,
+            balloon: true,
             patience: ADOPT_PATIENCE,
         };
         let guest = Guest::restore(&self.snapshot, &identity).await.map_err(Error::from)?;

@@ -105,6 +105,7 @@ pub(crate) fn with_agent(kernel: Kernel, hostname: &str) -> GuestConfig {
         hostname: hostname.into(),
         machine_id: None,
         network: None,
+        balloon: false,
         patience: PATIENCE,
     }
 }

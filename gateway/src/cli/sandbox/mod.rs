@@ -12,8 +12,9 @@ use serde_json::json;
 use super::Global;
 use super::error::Error;
 use super::output;
+use crate::units::{format_size, parse_size};
 
-/// Work in sandboxes that live between calls: create, exec, shell, cp, pause, snapshot, fork
+/// Work in sandboxes that live between calls: create, exec, shell, cp, pause, resize, snapshot, fork
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -68,6 +69,14 @@ enum Action {
         /// Its name
         name: String,
     },
+    /// Take memory from a running sandbox, or give it back
+    Resize {
+        /// Its name
+        name: String,
+        /// What it shall have, such as 256MiB: at most what it was made with
+        #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+        memory: u64,
+    },
     /// Keep a sandbox's state, for `create --snapshot`
     Snapshot {
         /// The sandbox
@@ -107,6 +116,7 @@ pub(super) async fn run(global: &Global, args: &Args) -> Result<u8, Error> {
         Action::Cp(args) => copy::run(global, args).await,
         Action::Pause { name } => pause(global, name).await,
         Action::Resume { name } => resume(global, name).await,
+        Action::Resize { name, memory } => resize(global, name, *memory).await,
         Action::Snapshot { name, snapshot } => keep(global, name, snapshot.as_deref()).await,
         Action::Snapshots => show::snapshots(global).await,
         Action::Fork { name, names, count } => fork(global, name, names, *count).await,
@@ -145,6 +155,18 @@ async fn resume(global: &Global, name: &str) -> Result<u8, Error> {
     let mut sandboxes = global.connect().await?.sandboxes();
     let resumed = sandboxes.resume(request).await.map_err(Error::status(format!("resume {name}")))?;
     show::changed(global, resumed.into_inner().sandbox)
+}
+
+async fn resize(global: &Global, name: &str, memory_bytes: u64) -> Result<u8, Error> {
+    let request = v1::ResizeSandboxRequest { name: name.to_owned(), memory_bytes };
+    let mut sandboxes = global.connect().await?.sandboxes();
+    let resized = sandboxes.resize(request).await.map_err(Error::status(format!("resize {name}")))?;
+    let now = resized.into_inner().memory_bytes;
+    match global.json {
+        true => output::json_line(&json!({ "outcome": "resized", "name": name, "memory_bytes": now }))?,
+        false => output::line(format_args!("{name}: {}", format_size(now)))?,
+    }
+    Ok(0)
 }
 
 async fn keep(global: &Global, name: &str, snapshot: Option<&str>) -> Result<u8, Error> {

@@ -25,6 +25,7 @@ use novum_proto::guest::v1::{self, Setup, to_guest, to_host};
 use novum_proto::guest::{PORT, PROTOCOL};
 use parking_lot::Mutex;
 
+use super::balloon::Balloon;
 use super::boot::{BootSource, EntryKind, Initramfs};
 use super::vsock::{Stream, Vsock};
 use super::{Device, End, Error, Machine, MachineConfig};
@@ -99,6 +100,8 @@ pub struct GuestConfig {
     pub machine_id: Option<[u8; 16]>,
     /// Its network card.
     pub network: Option<Network>,
+    /// It has a balloon: its memory can be resized while it runs, and what it frees goes back to the host.
+    pub balloon: bool,
     /// How long it may take until its agent is ready.
     pub patience: Duration,
 }
@@ -288,6 +291,7 @@ pub struct Guest {
     commands: u32,
     kernel: String,
     places: Places,
+    balloon: Option<Balloon>,
     /// What it writes to its root is kept in a directory of the host.
     kept: bool,
     /// The command that waited for its input when the guest was saved.
@@ -306,7 +310,8 @@ impl Guest {
         let vsock = Vsock::new(GUEST_CID).map_err(host("making a vsock device"))?;
         let mut listener = vsock.listen(PORT).map_err(host("listening for the agent"))?;
         let console = Console::default();
-        let (machine, setup) = machine(&config, vsock, &console)?;
+        let balloon = balloon(config.balloon)?;
+        let (machine, setup) = machine(&config, vsock, balloon.as_ref(), &console)?;
         // Making a machine takes milliseconds: not on a thread that serves others.
         let machine = tokio::task::spawn_blocking(move || Machine::boot(machine)).await;
         let machine = machine.map_err(|error| BootError::Host {
@@ -332,6 +337,7 @@ impl Guest {
             commands: 0,
             kernel,
             places,
+            balloon,
             kept: matches!(config.root, Root::Kept { .. }),
             begun: None,
             stood: Duration::ZERO,
@@ -397,6 +403,12 @@ impl Guest {
     }
 }
 
+/// A balloon where one is asked for.
+fn balloon(wanted: bool) -> Result<Option<Balloon>, BootError> {
+    let balloon = wanted.then(Balloon::new).transpose();
+    balloon.map_err(|source| BootError::Host { doing: "making a balloon", source })
+}
+
 /// The devices in their order, and by which tags the agent finds the directories.
 fn devices(
     root: &Root,
@@ -452,9 +464,12 @@ fn open_upper(upper: &Path, layers: &[PathBuf]) -> Result<Share, BootError> {
 fn machine(
     config: &GuestConfig,
     vsock: Vsock,
+    balloon: Option<&Balloon>,
     console: &Console,
 ) -> Result<(MachineConfig, Setup), BootError> {
-    let (devices, root, mounts) = devices(&config.root, &config.directories, config.network.as_ref(), vsock)?;
+    let (mut devices, root, mounts) =
+        devices(&config.root, &config.directories, config.network.as_ref(), vsock)?;
+    devices.extend(balloon.cloned().map(Device::Balloon));
     let setup = Setup {
         root: Some(root),
         mounts,

@@ -25,6 +25,7 @@ use super::channel::{ChannelError, Wire};
 use super::run::{self, Control, Done, Streams};
 use super::{Command, CommandError, Guest};
 use crate::engine::{Input, LogSink, Output};
+use crate::linux::balloon::Balloon;
 use crate::linux::memory::Memory;
 use crate::linux::snapshot::private_bytes;
 use crate::linux::{End, SnapshotError};
@@ -83,6 +84,7 @@ pub(crate) struct Mux {
     commands: AtomicU32,
     requests: AtomicU32,
     memory: std::sync::Weak<Memory>,
+    balloon: Option<Balloon>,
     end: watch::Receiver<Option<String>>,
 }
 
@@ -93,6 +95,7 @@ impl Mux {
         let (orders, received) = mpsc::channel(ORDERS);
         let (acts, acted) = mpsc::channel(ORDERS);
         let (ended, end) = watch::channel(None);
+        let balloon = guest.balloon.clone();
         let (memory, commands) = (guest.memory(), AtomicU32::new(guest.commands));
         let mut task = Task {
             guest,
@@ -108,7 +111,7 @@ impl Mux {
                 let _ = ended.send(Some(how));
             }
         });
-        Self { orders, acts, commands, requests: AtomicU32::new(0), memory, end }
+        Self { orders, acts, commands, requests: AtomicU32::new(0), memory, balloon, end }
     }
 
     /// Runs a command to its end. Giving the future up kills it.
@@ -171,6 +174,11 @@ impl Mux {
         let (to, saved) = oneshot::channel();
         self.acts.send(Act::Save(store.clone(), to)).await.map_err(|_| self.why())?;
         saved.await.map_err(|_| self.why())
+    }
+
+    /// The host's side of its balloon.
+    pub(crate) fn balloon(&self) -> Option<&Balloon> {
+        self.balloon.as_ref()
     }
 
     fn why(&self) -> MuxError {

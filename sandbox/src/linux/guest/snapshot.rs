@@ -19,8 +19,9 @@ use super::channel::{Channel, Pending};
 use super::run::{self, Begun};
 use super::{
     BootError, Command, CommandError, Console, Directory, Done, GUEST_CID, Guest, Network, Root, Streams,
-    clock, devices, entropy,
+    balloon, clock, devices, entropy,
 };
+use crate::linux::Device;
 use crate::linux::vsock::{Stream, Vsock};
 use crate::linux::{Machine, Saved, SnapshotError};
 
@@ -43,6 +44,8 @@ pub struct Identity {
     pub directories: Vec<Directory>,
     /// Its network card; exactly where the saved one had one.
     pub network: Option<Network>,
+    /// It has a balloon, as the saved one.
+    pub balloon: bool,
     /// How long it may take until it has become itself.
     pub patience: Duration,
 }
@@ -241,7 +244,9 @@ impl Guest {
         let host = |doing| move |source| BootError::Host { doing, source };
         let vsock = Vsock::new(GUEST_CID).map_err(host("making a vsock device"))?;
         let console = Console::default();
-        let (devices, ..) = devices(root, directories, network.as_ref(), vsock.clone())?;
+        let (mut devices, ..) = devices(root, directories, network.as_ref(), vsock.clone())?;
+        let balloon = balloon(identity.balloon)?;
+        devices.extend(balloon.clone().map(Device::Balloon));
         let (from, log) = (snapshot.clone(), Box::new(console.clone()));
         // It takes a millisecond or more: not on a thread that serves others.
         let machine = tokio::task::spawn_blocking(move || Machine::restore(&from, &devices, log)).await;
@@ -276,6 +281,7 @@ impl Guest {
             commands,
             kernel,
             places,
+            balloon,
             kept: false,
             begun,
             stood: Duration::ZERO,

@@ -209,6 +209,7 @@ pub(in crate::linux) fn key(template: &Template, artifact: &Digest) -> std::io::
         hostname,
         machine_id: _,
         network: _,
+        balloon: _,
         patience: _,
     } = &template.guest;
     let Kernel { image, modules } = kernel;

@@ -201,6 +201,11 @@ impl Session for ProcessSession {
         Ok(())
     }
 
+    async fn resize(&self, _: u64) -> Result<u64, SessionError> {
+        let reason = "its memory is a limit and takes up nothing that is not used; make another with the limit it needs";
+        Err(unsupported("be resized", reason))
+    }
+
     async fn snapshot(&self) -> Result<Arc<dyn SessionSnapshot>, SessionError> {
         let files = self.desk.with_idle(Files::copy_layer).await?;
         let files = files.map_err(|errno| Error::host("copy the files", std::io::Error::from(errno)))?;

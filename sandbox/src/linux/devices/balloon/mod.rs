@@ -15,6 +15,7 @@ mod serve;
 mod tests;
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 use novum_snapshot::{Snapshot, State, Writer};
 use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -75,6 +77,8 @@ struct Shared {
     /// The newest statistics and how often they came.
     statistics: Mutex<(u64, Statistics)>,
     came: Condvar,
+    /// The guest has given or taken back.
+    changed: Notify,
     /// Written to ask for new statistics.
     ask: EventFd,
     /// The guest's interrupt while its driver is at work.
@@ -94,6 +98,7 @@ impl Balloon {
             given: Mutex::default(),
             statistics: Mutex::default(),
             came: Condvar::new(),
+            changed: Notify::new(),
             ask: EventFd::new(EFD_NONBLOCK)?,
             interrupt: Mutex::new(None),
         })))
@@ -113,6 +118,18 @@ impl Balloon {
     #[must_use]
     pub fn target_bytes(&self) -> u64 {
         u64::from(self.0.target_pages.load(Ordering::SeqCst)) * PAGE
+    }
+
+    /// Returns when the guest has given up as much as it was asked to, neither more nor less.
+    pub async fn settled(&self) {
+        loop {
+            let mut changed = pin!(self.0.changed.notified());
+            changed.as_mut().enable();
+            if self.actual_bytes() == self.target_bytes() {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// How much it says it has given up.
@@ -201,6 +218,7 @@ impl VirtioDevice for BalloonDevice {
     fn write_config(&mut self, offset: u64, data: &[u8]) {
         if let (ACTUAL, Ok(word)) = (offset, <[u8; 4]>::try_from(data)) {
             self.balloon.0.actual_pages.store(u32::from_le_bytes(word), Ordering::SeqCst);
+            self.balloon.0.changed.notify_waiters();
         }
     }
 

@@ -79,6 +79,7 @@ fn the_key_tells_everything_apart_that_a_guest_is_made_of() {
             hostname: "a".into(),
             machine_id: None,
             network: None,
+            balloon: false,
             patience: Duration::ZERO,
         },
         command: Command { args: vec!["x".into()], env: Vec::new(), ..Command::default() },
