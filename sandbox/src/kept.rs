@@ -2,7 +2,11 @@
 //!
 //! A deployed version's image is named by the reference `ENGINE.FUNCTION.vVERSION`. The reference keeps it; who
 //! removes the version removes the reference ([`release`]).
+//!
+//! A snapshot of a sandbox session is named by `sandbox:PROCESS-TIME-NUMBER`. It goes with the process that took it; what a
+//! killed one left, the next one removes ([`is_sandbox`]).
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use novum_snapshot::{Digest, RefName, State, Store, StoreError};
@@ -76,6 +80,73 @@ pub fn parse(reference: &RefName) -> Option<(EngineKind, FunctionName, u64)> {
     parts.next().is_none().then_some((engine, function.parse().ok()?, version))
 }
 
+/// What every reference of [`sandbox_reference`] begins with.
+const SANDBOX: &str = "sandbox:";
+
+/// A name for the snapshot of a sandbox that nobody else uses.
+///
+/// # Panics
+/// Never: it consists of characters of a reference, and is short enough.
+#[must_use]
+pub fn sandbox_reference() -> RefName {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
+    format!("{SANDBOX}{process}-{now}-{count}").parse().expect("numbers and dashes fit")
+}
+
+/// Whether `reference` is one of [`sandbox_reference`], of whatever process.
+#[must_use]
+pub fn is_sandbox(reference: &RefName) -> bool {
+    let Some(numbers) = reference.as_str().strip_prefix(SANDBOX) else { return false };
+    let mut numbers = numbers.split('-').map(str::parse::<u128>);
+    numbers.clone().count() == 3 && numbers.all(|number| number.is_ok())
+}
+
+/// A name in the store for a sandbox's snapshot, for as long as somebody has this. Without it the store may remove the
+/// snapshot; what still uses it keeps it.
+#[cfg(feature = "vm")]
+#[derive(Debug)]
+pub(crate) struct Held {
+    store: Store,
+    name: RefName,
+}
+
+#[cfg(feature = "vm")]
+impl Held {
+    /// In `store`. It refers to nothing yet.
+    pub(crate) fn new(store: &Store) -> Self {
+        Self { store: store.clone(), name: sandbox_reference() }
+    }
+
+    /// The store.
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The name.
+    pub(crate) fn name(&self) -> &RefName {
+        &self.name
+    }
+}
+
+#[cfg(feature = "vm")]
+impl Drop for Held {
+    fn drop(&mut self) {
+        let (store, name) = (self.store.clone(), self.name.clone());
+        let remove = move || {
+            if let Err(error) = release_called(&store, &name) {
+                tracing::warn!(%name, %error, "a sandbox's snapshot stays in the store");
+            }
+        };
+        // It waits for the store's lock and the disk: not on a thread that serves others.
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
+            Err(_) => remove(),
+        }
+    }
+}
+
 /// Nothing is to be kept for the version any more: its reference goes, and the image too unless somebody has it open.
 ///
 /// # Errors
@@ -86,7 +157,15 @@ pub fn release(
     function: &FunctionName,
     version: u64,
 ) -> Result<(), StoreError> {
-    match store.remove_called(reference(engine, function, version).as_str()) {
+    release_called(store, &reference(engine, function, version))
+}
+
+/// As [`release`], of any reference.
+///
+/// # Errors
+/// As [`release`].
+pub fn release_called(store: &Store, reference: &RefName) -> Result<(), StoreError> {
+    match store.remove_called(reference.as_str()) {
         Ok(_) | Err(StoreError::MissingRef(_) | StoreError::Unknown(_)) => Ok(()),
         Err(error) => Err(error),
     }
@@ -110,6 +189,41 @@ mod tests {
         {
             assert_eq!(parse(&other.parse().unwrap()), None, "{other}");
         }
+    }
+
+    #[test]
+    fn references_of_sandboxes_are_told_apart() {
+        let (one, other) = (sandbox_reference(), sandbox_reference());
+        assert!(one != other && is_sandbox(&one) && is_sandbox(&other));
+        assert_eq!(parse(&one), None);
+        for other in
+            ["sandbox:", "sandbox:1-2", "sandbox:1-2-x", "sandbox:1-2-3-4", "sandbox.a.v1", "process.a.v1"]
+        {
+            assert!(!is_sandbox(&other.parse().unwrap()), "{other}");
+        }
+    }
+
+    #[cfg(feature = "vm")]
+    #[tokio::test]
+    async fn a_held_name_goes_with_who_holds_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let held = Held::new(&store);
+        let name = held.name().clone();
+        let mut writer =
+            novum_snapshot::Writer::base(held.store(), novum_snapshot::Host::new(["cpu.x"])).unwrap();
+        writer.refer(held.name());
+        let digest = writer.publish().unwrap();
+        assert_eq!(store.get_ref(&name).unwrap(), Some(digest));
+        // The thread that serves others only says that it is to be done: the lock is held by somebody here.
+        drop(held);
+        for _ in 0..1000 {
+            if store.get_ref(&name).unwrap().is_none() {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        panic!("the name stays");
     }
 
     #[test]

@@ -12,6 +12,8 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+#[cfg(feature = "vm")]
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -21,6 +23,11 @@ use crate::engine::ExitStatus;
 use crate::error::Error;
 use crate::function::{EngineKind, Share};
 
+/// Where a command is looked for, unless its environment says it.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// A command has no deadline of its own: whoever runs it gives it up.
+#[cfg(feature = "vm")]
+pub(crate) const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Longest piece of a file in one call.
 pub const MOST_FILE_PIECE_BYTES: usize = 64 << 10;
 
@@ -64,6 +71,28 @@ pub enum SessionError {
     /// The engine failed, or met a limit.
     #[error(transparent)]
     Engine(#[from] Error),
+}
+
+#[cfg(feature = "vm")]
+impl SessionError {
+    /// What Linux's error number `errno` says of the file `path`.
+    pub(crate) fn file(path: &str, errno: i32) -> Self {
+        let reason = match errno {
+            libc_errno::EINVAL => "it is no regular file, or the position is impossible".into(),
+            errno => std::io::Error::from_raw_os_error(errno).to_string(),
+        };
+        Self::File { path: path.into(), reason, kind: FileFailure::of_errno(errno) }
+    }
+}
+
+/// An environment with additions, which win.
+#[cfg(feature = "vm")]
+pub(crate) fn merged(mut env: Vec<(String, String)>, added: &[(String, String)]) -> Vec<(String, String)> {
+    for (name, value) in added {
+        env.retain(|(other, _)| other != name);
+        env.push((name.clone(), value.clone()));
+    }
+    env
 }
 
 /// Why a file operation was refused.

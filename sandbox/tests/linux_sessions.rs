@@ -149,7 +149,8 @@ async fn memory_is_taken_from_a_running_guest_and_its_copies_and_given_back() {
             "{refused:?}"
         );
     }
-    let free = "while read name count unit; do [ $name = MemFree: ] && echo $count; done < /proc/meminfo; true";
+    let free =
+        "while read name count unit; do [ $name = MemFree: ] && echo $count; done < /proc/meminfo; true";
     let before: u64 = says(&session, free).await.trim().parse().unwrap();
     let (all, half) = (256 << 20, 128 << 20);
     assert_eq!(session.resize(half).await.unwrap(), half);

@@ -96,6 +96,7 @@ pub struct Writer {
     parent: Option<Snapshot>,
     sections: BTreeMap<(String, String), Pending>,
     image: Option<Image>,
+    name: Option<RefName>,
 }
 
 impl Writer {
@@ -116,6 +117,7 @@ impl Writer {
             parent: None,
             sections: BTreeMap::new(),
             image: None,
+            name: None,
         })
     }
 
@@ -209,12 +211,18 @@ impl Writer {
         Ok(image.stored)
     }
 
+    /// Lets `name` refer to the snapshot from the moment of its publishing on.
+    pub fn refer(&mut self, name: &RefName) {
+        self.name = Some(name.clone());
+    }
+
     /// Makes it a snapshot: complete, durable, never to change. Returns its name.
     ///
     /// # Errors
     /// [`WriteError`]; the store is then as it was.
-    pub fn publish(self) -> Result<Digest, WriteError> {
-        self.finish(None)
+    pub fn publish(mut self) -> Result<Digest, WriteError> {
+        let name = self.name.take();
+        self.finish(name.as_ref())
     }
 
     /// The same, and lets `name` refer to it, so that nothing can remove it in between.

@@ -78,6 +78,11 @@ fn publishing_under_a_name_leaves_no_moment_without_it() {
     assert_eq!(t.store.get_ref(&name("f")).unwrap(), Some(first));
     let second = Writer::base(&t.store, host()).unwrap().publish_as(&name("f")).unwrap();
     assert_eq!(t.store.get_ref(&name("f")).unwrap(), Some(second));
+    let mut third = Writer::base(&t.store, host()).unwrap();
+    third.refer(&name("g"));
+    assert_eq!(t.store.get_ref(&name("g")).unwrap(), None);
+    let third = third.publish().unwrap();
+    assert_eq!(t.store.get_ref(&name("g")).unwrap(), Some(third));
     assert_eq!(t.store.prune(&prune_all()).unwrap().removed, [first]);
 }
 

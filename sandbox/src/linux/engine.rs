@@ -21,6 +21,7 @@ use crate::error::Error;
 use crate::function::{ArtifactFormat, EngineKind, Function};
 use crate::kept::Origin;
 use crate::process::signal::Signal;
+use crate::session::DEFAULT_PATH;
 use crate::session::Sessions;
 
 /// Least memory of a guest in which a kernel, the agent and a small program have room.
@@ -29,8 +30,6 @@ pub(super) const LEAST_MEMORY: u64 = 64 << 20;
 pub(super) const BOOT_PATIENCE: Duration = Duration::from_secs(120);
 /// Where a program that was deployed alone is put.
 pub(super) const LONE_PROGRAM_DIR: &str = "app";
-/// Where programs are looked for, unless the manifest says it.
-pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The linux engine.
 #[derive(Debug)]

@@ -26,9 +26,10 @@ mod sys;
 mod vcpu;
 mod virtio;
 
+pub use crate::session::DEFAULT_PATH;
 pub use devices::{balloon, block, console, net, vsock};
 pub use end::End;
-pub use engine::{DEFAULT_PATH, LinuxEngine};
+pub use engine::LinuxEngine;
 pub use error::Error;
 pub use machine::{Device, Machine, MachineConfig, Saved};
 pub use snapshot::SnapshotError;

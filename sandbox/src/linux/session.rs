@@ -4,16 +4,16 @@
 //! lies in the engine's store of snapshots under a reference of its own, which goes with it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use novum_proto::guest::v1::file_request::{How, Read, What, Write};
-use novum_snapshot::{RefName, Snapshot, Store};
+use novum_snapshot::{Snapshot, Store};
 use tokio::sync::{mpsc, oneshot};
 
-use super::engine::{BOOT_PATIENCE, DEFAULT_PATH, LEAST_MEMORY, LONE_PROGRAM_DIR, exit_status};
+use super::engine::{BOOT_PATIENCE, LEAST_MEMORY, LONE_PROGRAM_DIR, exit_status};
 use super::guest::{
     Command, CommandError, Control, Directory, FileFailed, Guest, GuestConfig, Identity, Kernel, Mux,
     MuxError, NOT_SAVED, Root, Saved, TerminalSize, User,
@@ -24,13 +24,12 @@ use super::{LinuxEngine, SnapshotError};
 use crate::engine::ExitStatus;
 use crate::error::Error;
 use crate::function::EngineKind;
+use crate::kept::Held;
 use crate::session::{
-    Exec, ExecControl, ExecStreams, FileFailure, FilePiece, FileWrite, Session, SessionError,
-    SessionSnapshot, SessionSpec, Sessions, WritePlace,
+    DEFAULT_PATH, Exec, ExecControl, ExecStreams, FOREVER, FilePiece, FileWrite, Session, SessionError,
+    SessionSnapshot, SessionSpec, Sessions, WritePlace, merged,
 };
 
-/// A command has no deadline of its own: whoever runs it gives it up.
-const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// How long a restored guest may take to become itself.
 const ADOPT_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a guest may take to give memory up or take it back.
@@ -118,12 +117,8 @@ struct Common {
 
 impl Common {
     fn command(&self, exec: Exec) -> Command {
-        let mut env =
-            vec![("PATH".to_owned(), DEFAULT_PATH.to_owned()), ("HOME".to_owned(), "/root".to_owned())];
-        for (name, value) in self.env.iter().chain(&exec.env) {
-            env.retain(|(other, _)| other != name);
-            env.push((name.clone(), value.clone()));
-        }
+        let usual = vec![("PATH".into(), DEFAULT_PATH.into()), ("HOME".into(), "/root".into())];
+        let env = merged(merged(usual, &self.env), &exec.env);
         let user = exec.user.map_or_else(User::default, |(uid, gid, groups)| User { uid, gid, groups });
         Command {
             args: exec.args,
@@ -276,16 +271,14 @@ impl Session for LinuxSession {
         let Some(store) = &self.common.store else {
             return Err(unsupported("be snapshotted or forked", "this gateway has no store of snapshots"));
         };
-        let Saved { digest, commands } =
-            self.mux.save(store).await.map_err(ended)?.map_err(snapshot_error)?;
-        let (store, common) = (store.clone(), self.common.clone());
+        let held = Arc::new(Held::new(store));
+        let saved = self.mux.save(&held).await.map_err(ended)?;
+        let Saved { digest, commands } = saved.map_err(snapshot_error)?;
+        let common = self.common.clone();
         let keep = move || {
-            let name = reference()?;
-            store.set_ref(&name, &digest).map_err(|error| Error::host("keep the snapshot", error))?;
-            let held = Held { store, name };
-            let snapshot = Snapshot::open(&held.store, &digest);
+            let snapshot = Snapshot::open(held.store(), &digest);
             let snapshot = snapshot.map_err(|error| Error::host("open the snapshot", error))?;
-            let bytes = std::fs::metadata(held.store.path(&digest)).map_or(0, |found| found.len());
+            let bytes = std::fs::metadata(held.store().path(&digest)).map_or(0, |found| found.len());
             Ok(Arc::new(LinuxSnapshot { snapshot, commands, common, bytes, _held: held }))
         };
         let kept: Result<_, Error> = tokio::task::spawn_blocking(keep)
@@ -303,41 +296,10 @@ impl Session for LinuxSession {
     }
 }
 
-/// A name in the store that nobody else uses.
-fn reference() -> Result<RefName, Error> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
-    format!("sandbox:{process}-{now}-{count}")
-        .parse()
-        .map_err(|error| Error::host("name the snapshot", error))
-}
-
 fn refused(path: &str, error: FileFailed) -> SessionError {
     match error {
         FileFailed::Gone(error) => ended(error),
-        FileFailed::Errno(errno) => {
-            let reason = match errno {
-                libc::EINVAL => "it is no regular file, or the position is impossible".into(),
-                errno => std::io::Error::from_raw_os_error(errno).to_string(),
-            };
-            SessionError::File { path: path.into(), reason, kind: FileFailure::of_errno(errno) }
-        }
-    }
-}
-
-/// Lets the store remove a snapshot when nobody needs it any more.
-struct Held {
-    store: Store,
-    name: RefName,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        // What still uses the snapshot keeps it; the store removes it later then.
-        if let Err(error) = self.store.remove_called(self.name.as_str()) {
-            tracing::warn!(name = %self.name, %error, "a sandbox's snapshot stays in the store");
-        }
+        FileFailed::Errno(errno) => SessionError::file(path, errno),
     }
 }
 
@@ -349,7 +311,7 @@ struct LinuxSnapshot {
     common: Arc<Common>,
     bytes: u64,
     // Dropped last: the snapshot is open until then.
-    _held: Held,
+    _held: Arc<Held>,
 }
 
 #[async_trait]

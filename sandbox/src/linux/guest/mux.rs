@@ -18,13 +18,14 @@ use std::time::Instant;
 use bytes::Bytes;
 use novum_proto::guest::FIRST_CREDIT_BYTES;
 use novum_proto::guest::v1::{self, FileReply, FileRequest, file_request, to_guest, to_host};
-use novum_snapshot::{Digest, Store};
+use novum_snapshot::Digest;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::channel::{ChannelError, Wire};
 use super::run::{self, Control, Done, Streams};
 use super::{Command, CommandError, Guest};
 use crate::engine::{Input, LogSink, Output};
+use crate::kept::Held;
 use crate::linux::balloon::Balloon;
 use crate::linux::memory::Memory;
 use crate::linux::snapshot::private_bytes;
@@ -74,7 +75,7 @@ enum Act {
     /// A command's caller is gone.
     Close(u32),
     Pause(bool, oneshot::Sender<Result<(), SnapshotError>>),
-    Save(Store, oneshot::Sender<Result<Saved, SnapshotError>>),
+    Save(Arc<Held>, oneshot::Sender<Result<Saved, SnapshotError>>),
 }
 
 /// See the module.
@@ -169,10 +170,10 @@ impl Mux {
         done.await.map_err(|_| self.why())
     }
 
-    /// Saves the guest.
-    pub(crate) async fn save(&self, store: &Store) -> Result<Result<Saved, SnapshotError>, MuxError> {
+    /// Saves the guest under the held name, which refers to the snapshot from its first moment on.
+    pub(crate) async fn save(&self, held: &Arc<Held>) -> Result<Result<Saved, SnapshotError>, MuxError> {
         let (to, saved) = oneshot::channel();
-        self.acts.send(Act::Save(store.clone(), to)).await.map_err(|_| self.why())?;
+        self.acts.send(Act::Save(held.clone(), to)).await.map_err(|_| self.why())?;
         saved.await.map_err(|_| self.why())
     }
 
@@ -408,8 +409,9 @@ impl Task {
                 let done = self.set_paused(paused).await;
                 let _ = to.send(done);
             }
-            Act::Save(store, to) => {
-                let digest = self.guest.save(&store, self.paused).await;
+            Act::Save(held, to) => {
+                let store = held.store().clone();
+                let digest = self.guest.save(&store, Some(held), self.paused).await;
                 let commands = self.lanes.keys().chain(&self.orphans).copied().collect();
                 let _ = to.send(digest.map(|digest| Saved { digest, commands }));
             }

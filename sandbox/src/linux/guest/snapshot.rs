@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use novum_proto::guest::PORT;
 use novum_proto::guest::v1::{Adopt, Signal, to_guest, to_host};
-use novum_snapshot::{Digest, MigrateError, Snapshot, State, Store};
+use novum_snapshot::{Digest, MigrateError, Snapshot, State, Store, Writer};
 use serde::{Deserialize, Serialize};
 
 use super::channel::{Channel, Pending};
@@ -21,6 +21,7 @@ use super::{
     BootError, Command, CommandError, Console, Directory, Done, GUEST_CID, Guest, Network, Root, Streams,
     balloon, clock, devices, entropy,
 };
+use crate::kept::Held;
 use crate::linux::Device;
 use crate::linux::vsock::{Stream, Vsock};
 use crate::linux::{Machine, Saved, SnapshotError};
@@ -179,11 +180,16 @@ impl Guest {
     /// # Errors
     /// Where it has ended, or the store or KVM fails; it then goes on all the same.
     pub async fn snapshot(&mut self, store: &Store) -> Result<Digest, SnapshotError> {
-        self.save(store, false).await
+        self.save(store, None, false).await
     }
 
-    /// As [`Self::snapshot`]; a guest that `stands` already stays so.
-    pub(super) async fn save(&mut self, store: &Store, stands: bool) -> Result<Digest, SnapshotError> {
+    /// As [`Self::snapshot`], with a name for it; a guest that `stands` already stays so.
+    pub(super) async fn save(
+        &mut self,
+        store: &Store,
+        held: Option<Arc<Held>>,
+        stands: bool,
+    ) -> Result<Digest, SnapshotError> {
         if self.kept {
             return Err(SnapshotError::Refused(NOT_SAVED.into()));
         }
@@ -196,10 +202,15 @@ impl Guest {
         };
         let (machine, store) = (self.machine.clone(), store.clone());
         let work = move || {
+            // Here until the snapshot is complete: a name that nobody waits for any more goes after it, not before.
+            let more = |writer: &mut Writer| {
+                held.iter().for_each(|held| writer.refer(held.name()));
+                writer.put("", &state)
+            };
             if !stands {
-                return machine.snapshot(&store, |writer| writer.put("", &state));
+                return machine.snapshot(&store, more);
             }
-            let digest = machine.save(&store, |writer| writer.put("", &state))?;
+            let digest = machine.save(&store, more)?;
             // It stood before and still does: not for this.
             Ok(Saved { digest, stood: Duration::ZERO })
         };

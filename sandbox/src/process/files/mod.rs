@@ -326,6 +326,11 @@ impl Files {
         self.tree.usage()
     }
 
+    /// Bytes of the private layer, each shared one divided by those who share it.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.tree.held_bytes()
+    }
+
     /// The mount table as `/proc/self/mounts` shows it: point, type, read-only.
     pub(crate) fn mount_table(&self) -> Vec<(Vec<u8>, &'static str, bool)> {
         let own = [

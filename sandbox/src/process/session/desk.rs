@@ -1,6 +1,11 @@
 //! Where a session's files are: here, or with the program that runs. Whoever wants something of them asks here.
+//!
+//! The lock is held to look where the files are, never while something is done with them: who works on them takes them out
+//! (`Busy`), and whoever else wants them waits for their return without holding a thread.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
@@ -16,6 +21,30 @@ pub(super) struct Desk {
     state: Mutex<State>,
     /// The files came back.
     returned: Notify,
+    usage: Arc<Usage>,
+}
+
+/// What the files hold in memory, as last asked.
+#[derive(Default)]
+struct Usage {
+    bytes: AtomicU64,
+    /// Whoever has the files will say it.
+    asked: AtomicBool,
+}
+
+impl Usage {
+    fn note(&self, files: &Files) {
+        self.bytes.store(files.held_bytes(), Ordering::Relaxed);
+    }
+}
+
+/// A question that a program's thread is to answer. However it goes, the next one may be asked afterwards.
+struct Asked(Arc<Usage>);
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.0.asked.store(false, Ordering::Relaxed);
+    }
 }
 
 struct State {
@@ -23,53 +52,105 @@ struct State {
     paused: bool,
 }
 
+impl State {
+    /// The files go from here to `next`, where they are here.
+    fn hand_over(&mut self, next: impl FnOnce() -> Holder) -> Option<Box<Files>> {
+        match std::mem::replace(&mut self.holder, Holder::Busy) {
+            Holder::Here(files) => {
+                self.holder = next();
+                Some(files)
+            }
+            other => {
+                self.holder = other;
+                None
+            }
+        }
+    }
+}
+
 enum Holder {
     Here(Box<Files>),
+    /// Somebody works on them for a moment.
+    Busy,
     Program(Arc<Control>),
     /// The program's thread died with them.
     Lost,
 }
 
-/// What the present holder has to do with a request.
-enum Route<T> {
-    Done(T),
-    Ask(Arc<Control>),
+/// Who has the files, for somebody who wants them.
+enum Found {
+    Taken(Taken),
+    Program(Arc<Control>),
+}
+
+/// The files, taken out to work on them. They go back with its drop.
+struct Taken {
+    desk: Arc<Desk>,
+    files: Option<Box<Files>>,
+}
+
+impl Deref for Taken {
+    type Target = Files;
+
+    fn deref(&self) -> &Files {
+        self.files.as_ref().expect("there until the drop")
+    }
+}
+
+impl DerefMut for Taken {
+    fn deref_mut(&mut self) -> &mut Files {
+        self.files.as_mut().expect("there until the drop")
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if let Some(files) = self.files.take() {
+            if self.desk.usage.asked.swap(false, Ordering::Relaxed) {
+                self.desk.usage.note(&files);
+            }
+            self.desk.give(Holder::Here(files));
+        }
+    }
 }
 
 fn lost() -> SessionError {
     SessionError::Ended("its files were lost in a failure of the host".into())
 }
 
+fn paused() -> SessionError {
+    SessionError::Busy("the sandbox is paused; resume it first".into())
+}
+
 impl Desk {
     pub(super) fn new(files: Files) -> Arc<Self> {
+        let usage = Arc::<Usage>::default();
+        usage.note(&files);
         let state = State { holder: Holder::Here(Box::new(files)), paused: false };
-        Arc::new(Self { state: Mutex::new(state), returned: Notify::new() })
+        Arc::new(Self { state: Mutex::new(state), returned: Notify::new(), usage })
     }
 
-    /// Gives the files to a program. One that was cancelled gives them back in a moment, which is waited for.
+    /// Gives the files to a program. Somebody at work on them, or a program that was cancelled, gives them back in a
+    /// moment, which is waited for.
     pub(super) async fn take(&self, control: &Arc<Control>) -> Result<Box<Files>, SessionError> {
         loop {
             let returned = self.returned.notified();
             {
                 let mut state = self.state.lock();
                 if state.paused {
-                    return Err(SessionError::Busy("the sandbox is paused; resume it first".into()));
+                    return Err(paused());
                 }
-                match std::mem::replace(&mut state.holder, Holder::Program(control.clone())) {
-                    Holder::Here(files) => return Ok(files),
-                    before @ Holder::Lost => {
-                        state.holder = before;
-                        return Err(lost());
+                if let Some(files) = state.hand_over(|| Holder::Program(control.clone())) {
+                    self.usage.asked.store(false, Ordering::Relaxed);
+                    return Ok(files);
+                }
+                match &state.holder {
+                    Holder::Lost => return Err(lost()),
+                    Holder::Program(running) if !running.is_cancelled() => {
+                        let reason = "a program runs in the sandbox; the process engine runs one at a time";
+                        return Err(SessionError::Busy(reason.into()));
                     }
-                    Holder::Program(running) => {
-                        let ends = running.is_cancelled();
-                        state.holder = Holder::Program(running);
-                        if !ends {
-                            return Err(SessionError::Busy(
-                                "a program runs in the sandbox; the process engine runs one at a time".into(),
-                            ));
-                        }
-                    }
+                    Holder::Here(_) | Holder::Program(_) | Holder::Busy => {}
                 }
             }
             returned.await;
@@ -78,7 +159,14 @@ impl Desk {
 
     /// The program is over; `None` where the files went with it.
     pub(super) fn put_back(&self, files: Option<Box<Files>>) {
-        self.state.lock().holder = files.map_or(Holder::Lost, Holder::Here);
+        self.give(files.map_or(Holder::Lost, |files| {
+            self.usage.note(&files);
+            Holder::Here(files)
+        }));
+    }
+
+    fn give(&self, holder: Holder) {
+        self.state.lock().holder = holder;
         self.returned.notify_waiters();
     }
 
@@ -86,7 +174,35 @@ impl Desk {
     pub(super) fn running(&self) -> Option<Arc<Control>> {
         match &self.state.lock().holder {
             Holder::Program(control) => Some(control.clone()),
-            Holder::Here(_) | Holder::Lost => None,
+            Holder::Here(_) | Holder::Busy | Holder::Lost => None,
+        }
+    }
+
+    /// The files, where they are here and nobody works on them.
+    fn take_out(self: &Arc<Self>, state: &mut State) -> Option<Taken> {
+        let files = state.hand_over(|| Holder::Busy)?;
+        Some(Taken { desk: self.clone(), files: Some(files) })
+    }
+
+    /// The files, or the program that has them, once nobody else works on them.
+    async fn find(self: &Arc<Self>) -> Result<Found, SessionError> {
+        loop {
+            let returned = self.returned.notified();
+            {
+                let mut state = self.state.lock();
+                if let Some(taken) = self.take_out(&mut state) {
+                    return Ok(Found::Taken(taken));
+                }
+                match &state.holder {
+                    Holder::Program(control) if !control.is_closed() => {
+                        return Ok(Found::Program(control.clone()));
+                    }
+                    Holder::Lost => return Err(lost()),
+                    // A program that is over brings them back in a moment.
+                    Holder::Here(_) | Holder::Busy | Holder::Program(_) => {}
+                }
+            }
+            returned.await;
         }
     }
 
@@ -97,34 +213,16 @@ impl Desk {
     ) -> Result<T, SessionError> {
         let work = Arc::new(work);
         loop {
-            let (desk, here) = (self.clone(), work.clone());
-            let route = blocking(move || match &mut desk.state.lock().holder {
-                Holder::Here(files) => Ok(Route::Done(here(files))),
-                Holder::Program(control) => Ok(Route::Ask(control.clone())),
-                Holder::Lost => Err(lost()),
-            });
-            let control = match route.await?? {
-                Route::Done(value) => return Ok(value),
-                Route::Ask(control) => control,
-            };
-            let there = work.clone();
-            if let Some(value) = ask(control, move |process| there(&mut process.files)).await {
-                return Ok(value);
+            let work = work.clone();
+            match self.find().await? {
+                Found::Taken(mut files) => return blocking(move || work(&mut files)).await,
+                Found::Program(control) => {
+                    if let Some(value) = ask(control, move |process| work(&mut process.files)).await {
+                        return Ok(value);
+                    }
+                    // It ended meanwhile: its thread is about to bring the files back.
+                }
             }
-            // The program ended meanwhile: its thread is about to bring the files back.
-            self.settled().await;
-        }
-    }
-
-    /// Waits until no program that is over has the files.
-    async fn settled(&self) {
-        loop {
-            let returned = self.returned.notified();
-            let over = |control: &Arc<Control>| control.is_closed();
-            if !matches!(&self.state.lock().holder, Holder::Program(control) if over(control)) {
-                return;
-            }
-            returned.await;
         }
     }
 
@@ -133,18 +231,28 @@ impl Desk {
         self: &Arc<Self>,
         work: impl FnOnce(&mut Files) -> T + Send + 'static,
     ) -> Result<T, SessionError> {
-        let desk = self.clone();
-        let done = blocking(move || {
-            match &mut desk.state.lock().holder {
-            Holder::Here(files) => Ok(work(files)),
-            Holder::Program(_) => Err(SessionError::Busy(
+        match self.find().await? {
+            Found::Taken(mut files) => blocking(move || work(&mut files)).await,
+            Found::Program(_) => Err(SessionError::Busy(
                 "a program runs in the sandbox; the process engine keeps files, not running programs: wait for its end"
                     .into(),
             )),
-            Holder::Lost => Err(lost()),
         }
-        });
-        done.await?
+    }
+
+    /// What the files hold in memory: now where they are here, else as whoever has them said last.
+    pub(super) fn held_bytes(self: &Arc<Self>) -> u64 {
+        let taken = self.take_out(&mut self.state.lock());
+        if let Some(files) = taken {
+            self.usage.note(&files);
+        } else if !self.usage.asked.swap(true, Ordering::Relaxed)
+            && let Some(control) = self.running()
+        {
+            let asked = Asked(self.usage.clone());
+            // Where it is over, its end says it.
+            control.visit(Box::new(move |process| asked.0.note(&process.files)));
+        }
+        self.usage.bytes.load(Ordering::Relaxed)
     }
 
     /// Stops the program, or lets it go on; when it returns, that is so.
@@ -154,7 +262,7 @@ impl Desk {
             state.paused = paused;
             match &state.holder {
                 Holder::Program(control) => Some(control.clone()),
-                Holder::Here(_) | Holder::Lost => None,
+                Holder::Here(_) | Holder::Busy | Holder::Lost => None,
             }
         };
         if let Some(control) = running

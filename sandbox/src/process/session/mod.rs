@@ -8,10 +8,11 @@
 //! program: it is not kept.
 
 mod desk;
+#[cfg(test)]
+mod desk_tests;
 mod program;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -29,8 +30,8 @@ use crate::engine::ExitStatus;
 use crate::error::Error;
 use crate::function::EngineKind;
 use crate::session::{
-    Exec, ExecControl, ExecStreams, FileFailure, FilePiece, FileWrite, MOST_FILE_PIECE_BYTES, Session,
-    SessionError, SessionSnapshot, SessionSpec, Sessions, WritePlace,
+    Exec, ExecControl, ExecStreams, FilePiece, FileWrite, MOST_FILE_PIECE_BYTES, Session, SessionError,
+    SessionSnapshot, SessionSpec, Sessions, WritePlace,
 };
 use desk::Desk;
 use program::Program;
@@ -78,43 +79,15 @@ struct Common {
     live: Live,
 }
 
-impl Common {
-    /// The session's environment with a command's additions.
-    fn environment(&self, added: &[(String, String)]) -> Vec<(String, String)> {
-        let mut env = self.spec.env.clone();
-        for (name, value) in added {
-            env.retain(|(other, _)| other != name);
-            env.push((name.clone(), value.clone()));
-        }
-        env
-    }
-}
-
 /// One session.
 struct ProcessSession {
     common: Arc<Common>,
     desk: Arc<Desk>,
-    usage: Arc<Usage>,
-}
-
-/// What the private files hold, as last asked.
-#[derive(Default)]
-struct Usage {
-    bytes: AtomicU64,
-    asked: AtomicBool,
-}
-
-impl Usage {
-    fn note(&self, files: &Files) {
-        self.bytes.store(files.private_bytes().0, Ordering::Relaxed);
-    }
 }
 
 impl ProcessSession {
     fn new(common: Common, files: Files) -> Self {
-        let usage = Arc::<Usage>::default();
-        usage.note(&files);
-        Self { common: Arc::new(common), desk: Desk::new(files), usage }
+        Self { common: Arc::new(common), desk: Desk::new(files) }
     }
 }
 
@@ -182,12 +155,7 @@ impl Session for ProcessSession {
 
     async fn write_file(&self, write: FileWrite) -> Result<u64, SessionError> {
         let path = write.path.clone();
-        let usage = self.usage.clone();
-        let written = self.desk.with(move |files| {
-            let written = write_piece(files, &write);
-            usage.note(files);
-            written
-        });
+        let written = self.desk.with(move |files| write_piece(files, &write));
         written.await?.map_err(|errno| refused(&path, errno))
     }
 
@@ -216,18 +184,7 @@ impl Session for ProcessSession {
     }
 
     fn private_bytes(&self) -> u64 {
-        // An answer for the next time: the program's thread has the files.
-        if let Some(control) = self.desk.running()
-            && !self.usage.asked.swap(true, Ordering::Relaxed)
-        {
-            let usage = self.usage.clone();
-            control.visit(Box::new(move |process| {
-                usage.note(&process.files);
-                usage.asked.store(false, Ordering::Relaxed);
-            }));
-        }
-        self.common.live.private_bytes(self.common.spec.memory_bytes)
-            + self.usage.bytes.load(Ordering::Relaxed)
+        self.common.live.private_bytes(self.common.spec.memory_bytes) + self.desk.held_bytes()
     }
 
     async fn ended(&self) -> String {
@@ -267,11 +224,7 @@ fn write_piece(files: &mut Files, write: &FileWrite) -> Result<u64, Errno> {
 }
 
 fn refused(path: &str, errno: Errno) -> SessionError {
-    let reason = match errno {
-        Errno::INVAL => "it is no regular file, or the position is impossible".into(),
-        errno => errno.to_string(),
-    };
-    SessionError::File { path: path.into(), reason, kind: FileFailure::of_errno(errno.raw_os_error()) }
+    SessionError::file(path, errno.raw_os_error())
 }
 
 /// Files at one moment.
@@ -302,6 +255,7 @@ impl SessionSnapshot for FilesSnapshot {
     }
 
     fn memory_bytes(&self) -> u64 {
-        self.bytes
+        // While they are being copied nothing changes but how many share them.
+        self.files.try_lock().map_or(self.bytes, |files| files.held_bytes())
     }
 }

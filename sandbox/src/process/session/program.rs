@@ -1,7 +1,7 @@
 //! One program on a session's files: its thread, from loading to its end.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::io::Errno;
 use tokio::sync::oneshot;
@@ -18,12 +18,7 @@ use crate::process::memory::{AddressSpace, Placement};
 use crate::process::run::{Ended, Machine};
 use crate::process::setup::{InMemory, load_from, random, refuse_load};
 use crate::process::stdio::{Collected, Stdio};
-use crate::session::{Exec, ExecStreams, SessionError};
-
-/// Where programs are looked for, unless the environment says it.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// A program has no deadline of its own: whoever runs it gives it up.
-const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+use crate::session::{DEFAULT_PATH, Exec, ExecStreams, FOREVER, SessionError, merged};
 
 /// What the thread needs.
 pub(super) struct Program {
@@ -99,7 +94,7 @@ impl Program {
 
 /// The program in memory with its stack, on files of its own for as long as it has not begun.
 fn load(common: &Common, files: &mut Files, command: &Exec) -> Result<Process, SessionError> {
-    let env = common.environment(&command.env);
+    let env = merged(common.spec.env.clone(), &command.env);
     let program = command.args.first().map_or("", String::as_str);
     let refuse = |reason: String| SessionError::Command { program: program.to_owned(), reason };
     let directory = match command.working_directory.as_str() {

@@ -251,3 +251,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_copies_share_counts_once_in_their_sum() {
+    let (_dir, mut files) = rooted();
+    files.put_file("/tmp/large", &vec![7; 1 << 20]).unwrap();
+    files.put_file("/a/file", b"changed").unwrap();
+    let alone = files.held_bytes();
+    // Generated files count too, and are free for the program.
+    assert!(alone >= files.private_bytes().0);
+    let mut copies: Vec<_> = (0..3).map(|_| files.copy_layer().unwrap()).collect();
+    let sum = |copies: &[Files]| files.held_bytes() + copies.iter().map(Files::held_bytes).sum::<u64>();
+    // Each division loses less than four bytes.
+    let about = |bytes: u64| bytes.saturating_sub(4096)..=bytes;
+    assert!(about(alone).contains(&sum(&copies)), "{} of {alone}", sum(&copies));
+    assert!(about(alone / 4).contains(&copies[0].held_bytes()));
+    // What one of them writes is its own; what a copy leaves behind the others share.
+    copies[0].put_file("/tmp/own", &vec![8; 2 << 20]).unwrap();
+    assert!(copies[0].held_bytes() >= (2 << 20) + alone / 4 - 4096);
+    copies.clear();
+    assert_eq!(files.held_bytes(), alone);
+}

@@ -102,6 +102,15 @@ impl Tree {
         self.orphans.iter().filter(|(mapped, _)| mapped.strong_count() == 0).map(|(_, cost)| cost).sum()
     }
 
+    /// What its private nodes cost, and files without a name that a program still maps. A node that several trees have counts in each with its part, so that their sum is what
+    /// all of them hold together.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        let nodes = self.cells.iter().flatten().map(|cell| &cell.node);
+        let named: u64 = nodes.map(|node| Self::cost(node) / Arc::strong_count(node) as u64).sum();
+        let mapped = self.orphans.iter().filter(|(mapped, _)| mapped.strong_count() > 0);
+        named + mapped.map(|(_, cost)| cost).sum::<u64>()
+    }
+
     fn content(&self, id: NodeId) -> Result<&Content, Errno> {
         match &self.node(id).body {
             Body::File(content) => Ok(content),
