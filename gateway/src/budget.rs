@@ -12,6 +12,8 @@
 //! times a second, on a thread that serves no request. What was started since the last measurement counts with what
 //! a sandbox of its function usually holds (a promise), so that a burst does not outrun the measuring. Engines whose
 //! sandboxes live for one request only make no promises: thousands of theirs come and go between two measurements.
+//! A session may take seconds to come up, and is measured only then: it counts with its promise until it is there
+//! ([`Making`]).
 //!
 //! Lock order: `pools`, then a pool's idle list.
 
@@ -60,6 +62,8 @@ pub struct Budget {
     /// may not be in it.
     promised: AtomicU64,
     promised_before: AtomicU64,
+    /// For what is being made and not measured before it is there.
+    making: AtomicU64,
     /// What those who wait need together.
     wanted: AtomicU64,
     /// Wakes the keeper.
@@ -79,6 +83,7 @@ impl Budget {
             measured: AtomicU64::new(0),
             promised: AtomicU64::new(0),
             promised_before: AtomicU64::new(0),
+            making: AtomicU64::new(0),
             wanted: AtomicU64::new(0),
             ask: Notify::new(),
             room: Notify::new(),
@@ -113,27 +118,28 @@ impl Budget {
     }
 
     fn held(&self) -> u64 {
-        let parts = [&self.measured, &self.promised, &self.promised_before];
+        let parts = [&self.measured, &self.promised, &self.promised_before, &self.making];
         parts.iter().map(|part| part.load(Ordering::Relaxed)).sum()
     }
 
-    /// Takes room if there is some, and leaves `spare` bytes.
-    fn try_take(&self, need: Need, spare: u64) -> bool {
-        let others = self.measured_bytes() + self.promised_before.load(Ordering::Relaxed);
-        let fits =
-            |promised: u64| [promised, need.bytes, spare].iter().fold(others, |a, b| a.saturating_add(*b));
-        let more = |promised| (fits(promised) <= self.limit_bytes).then_some(promised + need.bytes);
+    /// Takes room if there is some, and leaves `spare` bytes. `counter` is what counts it.
+    fn try_take(&self, need: Need, spare: u64, counter: &AtomicU64) -> bool {
+        let parts = [&self.measured, &self.promised, &self.promised_before, &self.making];
+        let others = parts.iter().filter(|part| !std::ptr::eq(**part, counter));
+        let others: u64 = others.map(|part| part.load(Ordering::Relaxed)).sum();
+        let fits = |own: u64| [own, need.bytes, spare].iter().fold(others, |a, b| a.saturating_add(*b));
+        let more = |own| (fits(own) <= self.limit_bytes).then_some(own + need.bytes);
         if need.kept {
-            self.promised.try_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+            counter.try_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
         } else {
-            more(self.promised.load(Ordering::Relaxed)).is_some()
+            more(counter.load(Ordering::Relaxed)).is_some()
         }
     }
 
     /// Room for a sandbox that nobody waits for; a part of the budget is left to callers.
     #[must_use]
     pub fn take_ahead(&self, need: Need) -> bool {
-        self.try_take(need, self.limit_bytes / LEFT_TO_CALLERS)
+        self.try_take(need, self.limit_bytes / LEFT_TO_CALLERS, &self.promised)
     }
 
     /// Room for a caller's sandbox; waits for it a little.
@@ -141,10 +147,23 @@ impl Budget {
     /// # Errors
     /// [`Full`] where none came.
     pub async fn take(&self, need: Need, deadline: Instant) -> Result<(), Full> {
-        if self.try_take(need, 0) { Ok(()) } else { self.wait_for(need, deadline).await }
+        let counter = &self.promised;
+        if self.try_take(need, 0, counter) { Ok(()) } else { self.wait_for(need, deadline, counter).await }
     }
 
-    async fn wait_for(&self, need: Need, deadline: Instant) -> Result<(), Full> {
+    /// Room for so many bytes that are being made, however long that takes; waits for it a little.
+    ///
+    /// # Errors
+    /// [`Full`] where none came.
+    pub async fn make(self: &Arc<Self>, bytes: u64, deadline: Instant) -> Result<Making, Full> {
+        let need = Need { bytes, kept: true };
+        if !self.try_take(need, 0, &self.making) {
+            self.wait_for(need, deadline, &self.making).await?;
+        }
+        Ok(Making { budget: Arc::clone(self), bytes })
+    }
+
+    async fn wait_for(&self, need: Need, deadline: Instant, counter: &AtomicU64) -> Result<(), Full> {
         let _wanted = Wanted::new(&self.wanted, need.bytes);
         let until = deadline.min(Instant::now() + PATIENCE);
         loop {
@@ -152,7 +171,7 @@ impl Budget {
             let room = self.room.notified();
             self.ask.notify_one();
             let waited = timeout(until.saturating_duration_since(Instant::now()), room).await;
-            if self.try_take(need, 0) {
+            if self.try_take(need, 0, counter) {
                 return Ok(());
             }
             if waited.is_err() {
@@ -197,8 +216,8 @@ impl Budget {
             + sessions.map_or(0, |sandboxes| sandboxes.measure());
         self.measured.store(measured, Ordering::Relaxed);
         // `promised_before` is left out: nearly all of it has just been measured, and what is removed does not come back.
-        let (since, wanted) = (self.promised.load(Ordering::Relaxed), self.wanted.load(Ordering::Relaxed));
-        let needed = measured.saturating_add(since).saturating_add(wanted);
+        let coming = [&self.promised, &self.making, &self.wanted].map(|part| part.load(Ordering::Relaxed));
+        let needed = coming.iter().fold(measured, |sum, part| sum.saturating_add(*part));
         let (removed, freed) = remove_idle(&pools, needed.saturating_sub(self.limit_bytes));
         self.measured.fetch_sub(freed.min(measured), Ordering::Relaxed);
         removed
@@ -231,6 +250,21 @@ impl Need {
     #[must_use]
     pub fn new(typical_bytes: u64, kept: bool) -> Self {
         Self { bytes: if kept { typical_bytes.max(LEAST_BYTES) } else { typical_bytes }, kept }
+    }
+}
+
+/// Something is being made. From its drop on, what was made counts until it is measured.
+#[derive(Debug)]
+pub struct Making {
+    budget: Arc<Budget>,
+    bytes: u64,
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        // In this order: it may count twice for a moment, and is never forgotten.
+        self.budget.promised.fetch_add(self.bytes, Ordering::Relaxed);
+        self.budget.making.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -303,5 +337,23 @@ mod tests {
         assert_eq!(budget.held(), 0, "who lives for one request promises nothing");
         assert!((0..3).all(|_| budget.take_ahead(kept)) && !budget.take_ahead(kept));
         budget.take(kept, soon()).await.unwrap();
+    }
+    #[tokio::test]
+    async fn what_takes_long_to_make_counts_until_it_is_there() {
+        let budget = Budget::new(4 << 20);
+        let soon = || Instant::now() + Duration::from_millis(5);
+        let slow = budget.make(3 << 20, soon()).await.unwrap();
+        for _ in 0..3 {
+            budget.measure_and_make_room();
+        }
+        assert_eq!(budget.held(), 3 << 20);
+        assert!(budget.make(2 << 20, soon()).await.is_err());
+        assert!(budget.take(Need::new(2 << 20, true), soon()).await.is_err());
+        drop(slow);
+        assert_eq!(budget.held(), 3 << 20, "a promise, until it is measured");
+        budget.measure_and_make_room();
+        budget.measure_and_make_room();
+        assert_eq!(budget.held(), 0);
+        drop(budget.make(4 << 20, soon()).await.unwrap());
     }
 }

@@ -287,7 +287,9 @@ impl Core {
             self.stop.cancel();
             let _ = tokio::time::timeout(CANCEL_TIME, self.invocations.wait()).await;
         }
-        self.sandboxes.end_all();
+        let sandboxes = Arc::clone(&self.sandboxes);
+        // A thread that died has said so, and there is nobody left to tell.
+        let _ = self.control.spawn_blocking(move || sandboxes.end_all()).await;
     }
 }
 

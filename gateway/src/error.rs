@@ -162,6 +162,19 @@ pub enum Error {
         /// When to try again.
         retry_after: Duration,
     },
+    /// The gateway's process may not open as many files as a sandbox needs.
+    #[error(
+        "there are no file descriptors for another sandbox: it needs {needed}, and this gateway has {open} of {limit} open; \
+         delete sandboxes, or start the gateway with a larger hard limit (`ulimit -Hn`, LimitNOFILE= of a service)"
+    )]
+    Descriptors {
+        /// What the sandbox takes.
+        needed: u64,
+        /// What is open.
+        open: u64,
+        /// What may be open.
+        limit: u64,
+    },
     /// The deadline passed before the program ran.
     #[error("the deadline passed after {waited:?} of waiting for a sandbox; nothing was run")]
     DeadlineBeforeStart {

@@ -8,6 +8,7 @@ pub mod config;
 pub mod convert;
 pub mod core;
 pub mod deploy;
+pub mod descriptors;
 pub mod dev;
 pub mod dispatch;
 pub mod doctor;

@@ -17,6 +17,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::config::{ConfigError, Listen, ServeConfig};
 use crate::core::{Core, OpenError};
+use crate::descriptors;
 use crate::front::{self, Front};
 use crate::listen::{self, ListenError};
 use crate::worker;
@@ -73,6 +74,7 @@ impl Server {
     /// See [`ServeError`].
     pub async fn start(config: ServeConfig) -> Result<Self, ServeError> {
         config.check()?;
+        descriptors::raise_limit();
         let (listeners, addresses) = listen::bind(&config.listen, config.workers)?;
         let control = Control(Some(control_runtime().map_err(ServeError::Worker)?));
         let core = Core::open(config.clone(), control.handle()).await?;

@@ -1,5 +1,6 @@
 //! What becomes of images in the store of snapshots: a deployed version's stays, a removed one's goes, and what nothing
-//! refers to goes when nobody has used it for some time.
+//! refers to goes when nobody has used it for some time. Snapshots of sandbox sessions go with their gateway; what a killed
+//! one left, the next one removes.
 
 use std::sync::Weak;
 use std::time::Duration;
@@ -38,7 +39,8 @@ impl Snapshots {
         }
     }
 
-    /// Releases the images of versions that are not in `table`: a gateway that was killed may have left them.
+    /// Releases the images of versions that are not in `table`, and all snapshots of sandboxes: a gateway that was killed may
+    /// have left them. No other gateway has this store, and this one must not have taken a snapshot yet.
     pub fn release_others(&self, table: &Table) {
         if let Err(error) = self.try_release_others(table) {
             tracing::warn!(error = with_causes(&error), "the store of snapshots was not tidied up");
@@ -47,6 +49,9 @@ impl Snapshots {
 
     fn try_release_others(&self, table: &Table) -> Result<(), StoreError> {
         for (reference, _) in self.store.refs_to_digests()? {
+            if kept::is_sandbox(&reference) {
+                kept::release_called(&self.store, &reference)?;
+            }
             let Some((engine, name, version)) = kept::parse(&reference) else { continue };
             let mut versions = table.get(&name).map(Entry::versions).unwrap_or_default().iter();
             if !versions.any(|d| d.record.version == version && d.record.engine == engine) {

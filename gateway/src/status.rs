@@ -170,6 +170,7 @@ fn judge(error: &Error) -> Verdict {
         Error::MemoryBudget { retry_after, .. } => {
             quota("memory-budget", error).with(&retry_info(*retry_after))
         }
+        Error::Descriptors { .. } => quota("open-files", error),
         Error::DeadlineBeforeStart { .. } => Verdict::new(Code::DeadlineExceeded),
         Error::Draining => Verdict::new(Code::Unavailable),
         Error::Stopped { error, run } => stopped(error).with(&failure(run)),

@@ -13,6 +13,7 @@ use novum_sandbox::ExitStatus;
 use novum_sandbox::session::{ExecControl, ExecStreams};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::{Status, Streaming};
 
 use super::deadline::smaller;
@@ -203,6 +204,7 @@ struct Reading {
     core: Arc<Core>,
     entry: Arc<Entry>,
     _used: Used,
+    _admitted: TaskTrackerToken,
     path: String,
     offset: u64,
     left: u64,
@@ -227,10 +229,12 @@ impl FileReplies {
     /// # Errors
     /// The path's, and what the sandbox says.
     pub async fn open(core: &Arc<Core>, request: proto::ReadFileRequest) -> Result<Self, Error> {
+        let admitted = core.admit()?;
         let entry = core.sandboxes().find(&request.sandbox)?;
         let mut reading = Reading {
             core: Arc::clone(core),
             _used: entry.used(),
+            _admitted: admitted,
             entry,
             path: request.path,
             offset: request.offset,
@@ -271,10 +275,12 @@ pub struct WatchReplies {
 
 impl WatchReplies {
     /// Of all sandboxes, or of the one with this name.
-    #[must_use]
-    pub fn open(core: &Arc<Core>, name: &str) -> Self {
+    ///
+    /// # Errors
+    /// Where the name cannot be one.
+    pub fn open(core: &Arc<Core>, name: &str) -> Result<Self, Error> {
         let ended = Box::pin(core.draining_token().cancelled_owned());
-        Self { watch: core.sandboxes().watch(name), ended, over: false }
+        Ok(Self { watch: core.sandboxes().watch(name)?, ended, over: false })
     }
 }
 

@@ -43,12 +43,20 @@ impl SandboxesService {
         };
         let target = target(start);
         target.check()?;
+        let _admitted = self.core.admit()?;
         let entry = self.core.sandboxes().find(&target.sandbox)?;
         let _used = entry.used();
         // The file is made at once, so that one without bytes exists too.
         let mut position =
             self.core.write_in_sandbox(&entry, &target, (false, 0), bytes::Bytes::new()).await?;
-        while let Some(request) = parts.message().await.map_err(broken)? {
+        loop {
+            let request = tokio::select! {
+                biased;
+                gone = entry.gone() => return Err(gone),
+                () = self.core.stop.cancelled() => return Err(Error::Draining),
+                request = parts.message() => request.map_err(broken)?,
+            };
+            let Some(request) = request else { return Ok(position) };
             let Some(Part::Data(data)) = request.part else {
                 return Err(Error::field("data", "every message after the first is `data`"));
             };
@@ -57,7 +65,6 @@ impl SandboxesService {
             }
             position = self.core.write_in_sandbox(&entry, &target, (true, position), data).await?;
         }
-        Ok(position)
     }
 }
 
@@ -186,6 +193,6 @@ impl Sandboxes for SandboxesService {
     }
 
     async fn watch(&self, request: Request<proto::WatchSandboxesRequest>) -> Answer<WatchReplies> {
-        answer(Ok(WatchReplies::open(&self.core, &request.get_ref().name)))
+        answer(WatchReplies::open(&self.core, &request.get_ref().name))
     }
 }

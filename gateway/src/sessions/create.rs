@@ -2,33 +2,25 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use novum_sandbox::session::{Session, SessionError, SessionSpec};
 use novum_sandbox::{ArtifactFormat, EngineKind, FunctionName, Manifest, Share};
 
 use super::entry::Parts;
-use super::{
-    DEFAULT_IDLE, DEFAULT_LIFETIME, Entry, Happening, Kept, MAX_IDLE, MAX_LIFETIME, Reason, Sandboxes,
-    name_or_new,
-};
-use crate::budget::Need;
+use super::room::Takes;
+use super::{DEFAULT_IDLE, DEFAULT_LIFETIME, Entry, Kept, MAX_IDLE, MAX_LIFETIME, Reason, name_or_new};
 use crate::convert::proto_field;
 use crate::core::Core;
 use crate::error::Error;
 use crate::functions::Deployment;
-use crate::units::format_size;
 
 /// Memory of a sandbox that is made from directories, where nobody says it.
 const ROOT_MEMORY_BYTES: u64 = 512 << 20;
 /// Most processors.
 const MAX_CPUS: u32 = 32;
-/// What a new sandbox will soon hold, before it is measured.
-const GUEST_BYTES: u64 = 64 << 20;
-const PROGRAM_BYTES: u64 = 1 << 20;
-/// When to try again where there is no memory.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Most directories of a root: each is a device of a guest, or one that every lookup may go through.
+const MAX_LAYERS: usize = 64;
 /// Where a program that was deployed alone lies.
 const LONE_PROGRAM_DIR: &str = "/app";
 
@@ -66,57 +58,6 @@ pub enum Source {
     Root(Vec<PathBuf>),
 }
 
-/// Names that nobody else gets meanwhile. Dropping it gives them back.
-pub(super) struct Reserved<'a> {
-    sandboxes: &'a Sandboxes,
-    names: Vec<FunctionName>,
-}
-
-impl Drop for Reserved<'_> {
-    fn drop(&mut self) {
-        let mut state = self.sandboxes.state.lock();
-        for name in &self.names {
-            if state.table.get(name).is_some_and(Option::is_none) {
-                state.table.remove(name);
-            }
-        }
-    }
-}
-
-impl Reserved<'_> {
-    /// Puts the sandboxes into their places, all at once.
-    pub(super) fn fill(self, entries: &[Arc<Entry>]) {
-        let mut state = self.sandboxes.state.lock();
-        for entry in entries {
-            state.table.insert(entry.name.clone(), Some(Arc::clone(entry)));
-            state.watchers.tell(entry, Happening::Created);
-            self.sandboxes.counts.created.fetch_add(1, Ordering::Relaxed);
-            tracing::info!(sandbox = %entry.name, engine = %entry.engine, source = entry.source, "a sandbox was made");
-        }
-    }
-}
-
-impl Sandboxes {
-    pub(super) fn reserve(&self, names: Vec<FunctionName>) -> Result<Reserved<'_>, Error> {
-        let mut state = self.state.lock();
-        let mut reserved = Vec::new();
-        let result = names.into_iter().try_for_each(|name| {
-            if state.table.len() >= self.limit {
-                return Err(Error::TooManySandboxes { limit: self.limit });
-            }
-            if state.table.contains_key(&name) {
-                return Err(Error::SandboxExists { what: "sandbox", name: name.to_string() });
-            }
-            state.table.insert(name.clone(), None);
-            reserved.push(name);
-            Ok(())
-        });
-        drop(state);
-        let reserved = Reserved { sandboxes: self, names: reserved };
-        result.map(|()| reserved)
-    }
-}
-
 /// A request whose values are possible.
 struct Plan {
     parts: Parts,
@@ -128,6 +69,18 @@ enum MadeFrom {
     Kept(Arc<Kept>),
 }
 
+impl Plan {
+    fn takes(&self) -> Takes {
+        let limit = self.parts.memory_bytes;
+        match &self.made_from {
+            MadeFrom::Kept(kept) => Takes::restored(kept.engine, limit, 1),
+            MadeFrom::Spec(spec) => {
+                Takes::made(self.parts.engine, limit, (spec.layers.len() + spec.shares.len()) as u64)
+            }
+        }
+    }
+}
+
 impl Core {
     /// Makes a sandbox.
     ///
@@ -137,9 +90,13 @@ impl Core {
         let _admitted = self.admit()?;
         let began = Instant::now();
         let name = name_or_new("name", &request.name)?;
-        let Plan { parts, made_from } = self.plan(name.clone(), request)?;
+        let (core, named) = (Arc::clone(self), name.clone());
+        // It looks at directories, which may lie on a slow file system: not on a thread that serves others.
+        let plan = self.control.spawn_blocking(move || core.plan(named, request)).await;
+        let plan = plan.map_err(|error| Error::Internal(error.to_string()))??;
         let reserved = self.sandboxes.reserve(vec![name.clone()])?;
-        self.take_room(&parts, 1).await?;
+        let _room = self.take_room(&name, plan.takes()).await?;
+        let Plan { parts, made_from } = plan;
         let kind = parts.engine;
         let engine =
             self.engines.get(kind).map_err(|reason| Error::EngineUnavailable { engine: kind, reason })?;
@@ -189,7 +146,8 @@ impl Core {
             lifetime: parent.lifetime,
             keeps: parent.keeps.clone(),
         };
-        self.take_room(&parts(&parent.name), names.len() as u64).await?;
+        let takes = Takes::restored(parent.engine, parent.memory_bytes, names.len() as u64);
+        let _room = self.take_room(&parent.name, takes.and(Takes::snapshot(&parent))).await?;
         let snapshot = self.take_snapshot(&parent).await?;
         let mut entries = Vec::new();
         for name in &names {
@@ -218,19 +176,6 @@ impl Core {
                 core.sandboxes.remove(&entry, &Reason::Ended(how));
             }
         });
-    }
-
-    /// Room in the gateway's memory.
-    async fn take_room(&self, parts: &Parts, count: u64) -> Result<(), Error> {
-        let bytes = if parts.engine == EngineKind::Linux { GUEST_BYTES } else { PROGRAM_BYTES };
-        let need = Need::new(bytes.min(parts.memory_bytes) * count, true);
-        let patience = Instant::now() + RETRY_AFTER;
-        self.budget.take(need, patience).await.map_err(|full| Error::MemoryBudget {
-            function: parts.name.to_string(),
-            held: format_size(full.held_bytes),
-            limit: format_size(full.limit_bytes),
-            retry_after: RETRY_AFTER,
-        })
     }
 
     fn plan(&self, name: FunctionName, request: Request) -> Result<Plan, Error> {
@@ -311,6 +256,10 @@ impl Core {
     ) -> Result<SessionSpec, Error> {
         if layers.is_empty() {
             return Err(Error::field("root.layers", "must name at least one directory"));
+        }
+        if layers.len() > MAX_LAYERS {
+            let reason = format!("must be at most {MAX_LAYERS} directories, not {}", layers.len());
+            return Err(Error::field("root.layers", reason));
         }
         let mut manifest = Manifest::new(name.clone());
         manifest.memory_bytes = request.memory_bytes.unwrap_or(ROOT_MEMORY_BYTES);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
-use novum_sandbox::ExitStatus;
+use novum_sandbox::{ExitStatus, FunctionName};
 use tokio::sync::mpsc;
 
 use super::Entry;
@@ -98,14 +98,14 @@ pub(super) struct Watchers {
 
 struct Watcher {
     to: mpsc::Sender<Event>,
-    /// Empty: all sandboxes.
-    name: String,
+    /// `None`: all sandboxes.
+    name: Option<FunctionName>,
     late: Arc<AtomicBool>,
 }
 
 impl Watcher {
     fn wants(&self, entry: &Entry) -> bool {
-        self.name.is_empty() || self.name == entry.name.as_str()
+        self.name.as_ref().is_none_or(|name| *name == entry.name)
     }
 }
 
@@ -125,11 +125,13 @@ impl Watch {
 }
 
 impl Watchers {
-    pub(super) fn subscribe(&mut self, present: &[Arc<Entry>], name: &str) -> Watch {
+    pub(super) fn subscribe(&mut self, present: &[Arc<Entry>], name: Option<FunctionName>) -> Watch {
+        // Where nothing happens, nobody else finds out that they have left.
+        self.watchers.retain(|watcher| !watcher.to.is_closed());
         // Room for the present beside what may wait.
         let (to, events) = mpsc::channel(present.len() + 1 + QUEUE);
         let late = Arc::<AtomicBool>::default();
-        let watcher = Watcher { to, name: name.to_owned(), late: Arc::clone(&late) };
+        let watcher = Watcher { to, name, late: Arc::clone(&late) };
         let time = SystemTime::now();
         let existing = present.iter().filter(|entry| watcher.wants(entry)).map(|entry| Event {
             sandbox: Some(View::now(entry)),
@@ -163,5 +165,23 @@ impl Watchers {
                 Err(mpsc::error::TrySendError::Closed(_)) => false,
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn watchers_that_left_are_forgotten_also_where_nothing_happens() {
+        let mut watchers = Watchers::default();
+        let stays = watchers.subscribe(&[], None);
+        for _ in 0..100 {
+            drop(watchers.subscribe(&[], Some("quiet".parse().unwrap())));
+        }
+        assert_eq!(watchers.watchers.len(), 2, "the last one is found out about later");
+        drop(stays);
+        let _last = watchers.subscribe(&[], None);
+        assert_eq!(watchers.watchers.len(), 1);
     }
 }

@@ -13,9 +13,10 @@ mod entry;
 mod events;
 mod exec;
 mod files;
+mod reserve;
+mod room;
 mod snapshots;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -32,6 +33,7 @@ pub use entry::{Entry, Used};
 pub use events::{Event, Happening, View, Watch};
 pub use exec::{Command, ExecCount};
 pub use files::Target;
+use reserve::Slots;
 pub use snapshots::Kept;
 
 /// Without a command or call for so long, a sandbox is deleted, unless its creator says otherwise.
@@ -52,9 +54,8 @@ pub struct Sandboxes {
 
 #[derive(Default)]
 struct State {
-    /// `None` while it is being made.
-    table: BTreeMap<FunctionName, Option<Arc<Entry>>>,
-    snapshots: BTreeMap<FunctionName, Option<Arc<Kept>>>,
+    table: Slots<Entry>,
+    snapshots: Slots<Kept>,
     watchers: events::Watchers,
 }
 
@@ -196,11 +197,13 @@ impl Sandboxes {
         }
     }
 
-    /// Ends all of them, and their snapshots.
+    /// Ends all of them, and their snapshots. It may take a while.
     pub fn end_all(&self) {
         let all: Vec<_> = self.state.lock().table.values().flatten().cloned().collect();
         all.iter().for_each(|entry| self.remove(entry, &Reason::Shutdown));
-        self.state.lock().snapshots.clear();
+        let snapshots = std::mem::take(&mut self.state.lock().snapshots);
+        // Each gives back memory or changes a store on the disk, and nobody waits for the lock meanwhile.
+        drop(snapshots);
     }
 
     /// Memory that all of them hold, measured now.
@@ -216,11 +219,14 @@ impl Sandboxes {
     }
 
     /// What is there, and everything that happens from now on; only about `name` unless it is empty.
-    #[must_use]
-    pub fn watch(&self, name: &str) -> Watch {
+    ///
+    /// # Errors
+    /// Where `name` cannot be one.
+    pub fn watch(&self, name: &str) -> Result<Watch, Error> {
+        let name = if name.is_empty() { None } else { Some(parse_name("name", name)?) };
         let mut state = self.state.lock();
         let present: Vec<_> = state.table.values().flatten().cloned().collect();
-        state.watchers.subscribe(&present, name)
+        Ok(state.watchers.subscribe(&present, name))
     }
 
     /// Tells the watchers, unless the sandbox is gone already.
@@ -233,12 +239,19 @@ impl Sandboxes {
 }
 
 /// What is ready in a table, in the order of the names.
-fn ready<T>(table: &BTreeMap<FunctionName, Option<Arc<T>>>) -> impl Iterator<Item = (&FunctionName, Arc<T>)> {
+fn ready<T>(table: &Slots<T>) -> impl Iterator<Item = (&FunctionName, Arc<T>)> {
     table.iter().filter_map(|(name, slot)| Some((name, slot.clone()?)))
 }
 
 /// The name that a client chose, or one that is made up.
 fn name_or_new(field: &str, name: &str) -> Result<FunctionName, Error> {
-    let text = if name.is_empty() { format!("s-{}", InvocationId::next()) } else { name.to_owned() };
+    if name.is_empty() {
+        parse_name(field, &format!("s-{}", InvocationId::next()))
+    } else {
+        parse_name(field, name)
+    }
+}
+
+fn parse_name(field: &str, text: &str) -> Result<FunctionName, Error> {
     text.parse().map_err(|e| Error::field(field, format!("{e}").replace("a function's name", "a name")))
 }

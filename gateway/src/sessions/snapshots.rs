@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use novum_sandbox::session::SessionSnapshot;
 use novum_sandbox::{EngineKind, FunctionName};
 
+use super::room::Takes;
 use super::{Entry, Happening, Sandboxes, name_or_new};
 use crate::core::Core;
 use crate::error::Error;
@@ -26,21 +27,6 @@ pub struct Kept {
     pub(super) memory_bytes: u64,
     pub(super) cpus: u32,
     pub(super) keeps: Option<Arc<Deployment>>,
-}
-
-/// A snapshot's name that nobody else gets meanwhile.
-struct Reserved<'a> {
-    sandboxes: &'a Sandboxes,
-    name: FunctionName,
-}
-
-impl Drop for Reserved<'_> {
-    fn drop(&mut self) {
-        let mut state = self.sandboxes.state.lock();
-        if state.snapshots.get(&self.name).is_some_and(Option::is_none) {
-            state.snapshots.remove(&self.name);
-        }
-    }
 }
 
 impl Sandboxes {
@@ -68,18 +54,6 @@ impl Sandboxes {
         drop(kept);
         Ok(())
     }
-
-    fn reserve_snapshot(&self, name: FunctionName) -> Result<Reserved<'_>, Error> {
-        let mut state = self.state.lock();
-        if state.snapshots.len() >= self.limit {
-            return Err(Error::TooManySandboxes { limit: self.limit });
-        }
-        if state.snapshots.contains_key(&name) {
-            return Err(Error::SandboxExists { what: "snapshot", name: name.to_string() });
-        }
-        state.snapshots.insert(name.clone(), None);
-        Ok(Reserved { sandboxes: self, name })
-    }
 }
 
 fn no_snapshot(name: &str) -> Error {
@@ -95,9 +69,10 @@ impl Core {
         let _admitted = self.admit()?;
         let entry = self.sandboxes.find(name)?;
         let reserved = self.sandboxes.reserve_snapshot(name_or_new("snapshot", snapshot)?)?;
+        let _room = self.take_room(&entry.name, Takes::snapshot(&entry)).await?;
         let taken = self.take_snapshot(&entry).await?;
         let kept = Arc::new(Kept {
-            name: reserved.name.clone(),
+            name: reserved.name().clone(),
             engine: entry.engine,
             sandbox: entry.name.clone(),
             created: SystemTime::now(),
@@ -106,7 +81,7 @@ impl Core {
             cpus: entry.cpus,
             keeps: entry.keeps.clone(),
         });
-        self.sandboxes.state.lock().snapshots.insert(kept.name.clone(), Some(Arc::clone(&kept)));
+        reserved.fill(&kept);
         self.sandboxes.tell(&entry, Happening::Snapshotted { snapshot: kept.name.to_string() });
         Ok(kept)
     }
@@ -131,6 +106,7 @@ impl Core {
         name: &str,
         memory_bytes: u64,
     ) -> Result<(Arc<Entry>, u64), Error> {
+        let _admitted = self.admit()?;
         let entry = self.sandboxes.find(name)?;
         self.on_control(async move {
             let turn = entry.turn.lock().await;
@@ -147,6 +123,7 @@ impl Core {
     /// # Errors
     /// [`Error::NoSandbox`], and what the engine cannot.
     pub async fn set_sandbox_paused(self: &Arc<Self>, name: &str, paused: bool) -> Result<Arc<Entry>, Error> {
+        let _admitted = self.admit()?;
         let core = Arc::clone(self);
         let entry = self.sandboxes.find(name)?;
         self.on_control(async move {

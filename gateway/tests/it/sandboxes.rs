@@ -4,3 +4,4 @@ mod calls;
 mod command_line;
 mod files;
 mod life;
+mod limits;

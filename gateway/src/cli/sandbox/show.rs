@@ -99,18 +99,33 @@ pub(super) async fn get(global: &Global, name: &str) -> Result<u8, Error> {
     Ok(0)
 }
 
-pub(super) async fn list(global: &Global) -> Result<u8, Error> {
-    let mut client = global.connect().await?.sandboxes();
-    let mut request = v1::ListSandboxesRequest { page_size: 1000, page_token: String::new() };
-    let mut all = Vec::new();
-    loop {
-        let page = client.list(request.clone()).await.map_err(Error::status("list sandboxes"))?.into_inner();
-        all.extend(page.sandboxes);
-        if page.next_page_token.is_empty() {
-            break;
-        }
-        request.page_token = page.next_page_token;
+/// Of one reply; as many as a gateway gives.
+const PAGE: u32 = 1000;
+
+/// A whole list: `page` gets the page at a token, and the next one's.
+async fn pages<T, F: Future<Output = Result<(Vec<T>, String), Error>>>(
+    page: impl Fn(String) -> F,
+) -> Result<Vec<T>, Error> {
+    let (mut all, mut next) = page(String::new()).await?;
+    while !next.is_empty() {
+        let more;
+        (more, next) = page(next).await?;
+        all.extend(more);
     }
+    Ok(all)
+}
+
+pub(super) async fn list(global: &Global) -> Result<u8, Error> {
+    let client = global.connect().await?.sandboxes();
+    let all = pages(|page_token| {
+        let (mut client, request) =
+            (client.clone(), v1::ListSandboxesRequest { page_size: PAGE, page_token });
+        async move {
+            let page = client.list(request).await.map_err(Error::status("list sandboxes"))?.into_inner();
+            Ok((page.sandboxes, page.next_page_token))
+        }
+    })
+    .await?;
     if global.json {
         all.iter().try_for_each(|sandbox| output::json_line(&json(sandbox)))?;
         return Ok(0);
@@ -131,18 +146,17 @@ pub(super) async fn list(global: &Global) -> Result<u8, Error> {
 }
 
 pub(super) async fn snapshots(global: &Global) -> Result<u8, Error> {
-    let mut client = global.connect().await?.sandboxes();
-    let mut request = v1::ListSandboxSnapshotsRequest { page_size: 1000, page_token: String::new() };
-    let mut all = Vec::new();
-    loop {
-        let page = client.list_snapshots(request.clone()).await;
-        let page = page.map_err(Error::status("list snapshots"))?.into_inner();
-        all.extend(page.snapshots);
-        if page.next_page_token.is_empty() {
-            break;
+    let client = global.connect().await?.sandboxes();
+    let all = pages(|page_token| {
+        let (mut client, request) =
+            (client.clone(), v1::ListSandboxSnapshotsRequest { page_size: PAGE, page_token });
+        async move {
+            let page = client.list_snapshots(request).await;
+            let page = page.map_err(Error::status("list snapshots"))?.into_inner();
+            Ok((page.snapshots, page.next_page_token))
         }
-        request.page_token = page.next_page_token;
-    }
+    })
+    .await?;
     if global.json {
         all.iter().try_for_each(|kept| output::json_line(&snapshot_json(kept)))?;
         return Ok(0);

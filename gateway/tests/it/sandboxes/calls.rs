@@ -39,7 +39,7 @@ impl Place {
             std::fs::create_dir(dir.path().join("root").join(folder)).unwrap();
         }
         std::fs::copy(BUSYBOX, bin.join("busybox")).unwrap();
-        for name in ["cat", "sleep", "true", "false", "echo", "env", "pwd", "sh", "head", "yes", "wc"] {
+        for name in ["cat", "sleep", "true", "false", "echo", "env", "pwd", "sh", "head", "yes", "wc", "dd"] {
             std::os::unix::fs::symlink("busybox", bin.join(name)).unwrap();
         }
         std::fs::write(dir.path().join("root/etc/motd"), "welcome\n").unwrap();
