@@ -131,8 +131,10 @@ fn colour(way: Way) -> RGBColor {
         Way::Kvm | Way::Exit | Way::Wasmtime => RGBColor(170, 170, 170),
         Way::Spawn | Way::Fork => RGBColor(110, 110, 110),
         Way::Full(_) => RGBColor(213, 94, 0),
-        Way::Restore(EngineKind::Wasm) | Way::Reset(EngineKind::Wasm) => RGBColor(0, 158, 115),
-        Way::Restore(_) | Way::Create(_) | Way::Branch(_) => RGBColor(0, 114, 178),
+        Way::Restore(EngineKind::Wasm) | Way::Start(EngineKind::Wasm) | Way::Call(EngineKind::Wasm) => {
+            RGBColor(0, 158, 115)
+        }
+        Way::Restore(_) | Way::Create(_) | Way::Branch(_) | Way::Start(_) => RGBColor(0, 114, 178),
         Way::Reset(_) | Way::Call(_) => RGBColor(86, 180, 233),
     }
 }

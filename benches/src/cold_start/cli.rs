@@ -9,7 +9,7 @@ use super::{Child, Options, measure, report};
 /// Arguments.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Arguments {
-    /// Samples of each program in each way; of those that take more than 20 ms fewer
+    /// Samples of each program in each way; fewer where they would take longer than 8 s
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     samples: u32,
     /// Threads that take samples at once, besides one alone [default: one for each CPU]

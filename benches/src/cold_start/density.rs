@@ -4,23 +4,27 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use novum_sandbox::EngineKind;
+use novum_sandbox::{EngineKind, Sandbox};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Runtime;
 
+use super::engine::{ENGINES, Rows};
 use super::programs::{Built, Program};
 use super::sandbox::{self, Deployed};
 
 /// What is still being cleaned up in the background is done by then.
 const SETTLE: Duration = Duration::from_millis(500);
+/// Time for calling all of them.
+const CALLS: Duration = Duration::from_secs(20);
 
 /// What the child is told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Order {
-    /// `wasm` or `process`.
+    /// Its name.
     pub engine: String,
     /// Which.
     pub program: Program,
@@ -43,6 +47,17 @@ pub struct PerSandbox {
     pub kernel: f64,
 }
 
+impl PerSandbox {
+    /// Both together.
+    fn and(self, more: Self) -> Self {
+        Self {
+            pss: self.pss + more.pss,
+            private: self.private + more.private,
+            kernel: self.kernel + more.kernel,
+        }
+    }
+}
+
 /// Many sandboxes of one function.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Density {
@@ -54,8 +69,10 @@ pub struct Density {
     pub sandboxes: usize,
     /// Started, without a call so far.
     pub idle: PerSandbox,
-    /// After one call each.
+    /// After one call.
     pub used: PerSandbox,
+    /// How many were called: all of them, unless memory or time ran out.
+    pub called: usize,
     /// Where `kernel` comes from: `cgroup` (exact) or `meminfo` (the whole machine's difference).
     pub kernel_from: String,
 }
@@ -85,7 +102,8 @@ pub(super) fn run(order: &Order) -> Result<Density> {
         fs::write(group.join("cgroup.procs"), std::process::id().to_string())?;
     }
     raise_file_limit();
-    let kind = if order.engine == "wasm" { EngineKind::Wasm } else { EngineKind::Process };
+    let kind = ENGINES.map(Rows::kind).into_iter().find(|kind| kind.as_str() == order.engine);
+    let kind = kind.context("no such engine")?;
     let scratch = tempfile::TempDir::new()?;
     let deployed = Deployed::new(kind, order.built.clone(), scratch.path())?;
     let runtime = sandbox::runtime()?;
@@ -99,15 +117,34 @@ pub(super) fn run(order: &Order) -> Result<Density> {
         all.push(runtime.block_on(image.clone().start_ahead())?);
     }
     std::thread::sleep(SETTLE);
-    let idle = Held::now(order.group.as_deref())?.since(&before, order.sandboxes);
-    for sandbox in &mut all {
-        runtime.block_on(sandbox::call(sandbox.as_mut()))?;
-    }
+    let all_idle = Held::now(order.group.as_deref())?;
+    let idle = all_idle.since(&before, order.sandboxes);
+    let called = call_each(&runtime, &mut all)?;
     std::thread::sleep(SETTLE);
-    let used = Held::now(order.group.as_deref())?.since(&before, order.sandboxes);
+    let used = idle.and(Held::now(order.group.as_deref())?.since(&all_idle, called));
     let kernel_from = if order.group.is_some() { "cgroup" } else { "meminfo" }.into();
     let Order { engine, program, sandboxes, .. } = order.clone();
-    Ok(Density { engine, program, sandboxes, idle, used, kernel_from })
+    Ok(Density { engine, program, sandboxes, idle, used, called, kernel_from })
+}
+
+/// Calls them once, as many as there are memory and time for; how many that were.
+fn call_each(runtime: &Runtime, all: &mut [Box<dyn Sandbox>]) -> Result<usize> {
+    let (began, least) = (Instant::now(), available() / 2.0);
+    let mut called = 0;
+    for sandbox in all {
+        if called > 0 && (began.elapsed() > CALLS || available() < least) {
+            break;
+        }
+        runtime.block_on(sandbox::call(sandbox.as_mut()))?;
+        called += 1;
+    }
+    Ok(called)
+}
+
+/// What the machine can still give, in bytes (proc_meminfo(5)).
+fn available() -> f64 {
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    kib(&meminfo, "MemAvailable:").unwrap_or_default() * 1024.0
 }
 
 /// A VM is several descriptors.

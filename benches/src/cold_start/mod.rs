@@ -3,6 +3,7 @@
 //! ```text
 //! cli.rs        the arguments: of `novum bench cold-start` and of this package's own program
 //! programs.rs   what is started: built here by gcc, rustc and clang, and the system's Python
+//! way.rs        in which ways it is started         engine.rs    what is told of each engine
 //! sample.rs     samples, one after the other or at once
 //!   sandbox.rs    through the engines' contract: everything made, restored, reset
 //!   native.rs     as processes: spawned, forked from one that is warm
@@ -14,12 +15,13 @@
 //! Every cell is measured once, one after the other, in one run; a cell that cannot be measured here is in the report
 //! with its reason. Cells whose samples take long have fewer of them ([`sample`]), and say so.
 //!
-//! **Another engine's rows** (linux): `programs.rs` says what it deploys for each program (`built`, below), `sandbox.rs` makes
-//! its function; [`Way::ALL`] lists the ways, [`can_run`] asks the engine itself. Nothing else knows engines by name.
+//! **Another engine's rows**: an implementation of [`engine::Rows`] and its place in [`engine::ENGINES`]. Nothing else knows engines
+//! by name.
 
 mod chart;
 pub mod cli;
 mod density;
+mod engine;
 mod floors;
 mod native;
 mod programs;
@@ -27,11 +29,12 @@ pub mod report;
 mod sample;
 mod sandbox;
 mod through;
+mod way;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use novum_sandbox::EngineKind;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
@@ -40,12 +43,12 @@ pub use density::{Density, PerSandbox};
 pub use programs::Program;
 pub use sample::Batch;
 pub use through::Through;
+pub use way::Way;
 
 use crate::floors::{self as servers, tonic_echo::TonicEcho};
 use crate::host::Host;
-use programs::Built;
+use engine::{ENGINES, Rows};
 use sample::Sampler;
-use sandbox::Deployed;
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -77,7 +80,13 @@ impl Options {
     }
 
     fn wants_engine(&self, kind: EngineKind) -> bool {
-        self.wants(kind.as_str(), &["wasm", "process", "linux"])
+        self.wants(kind.as_str(), &ENGINES.map(|engine| engine.kind().as_str()))
+    }
+
+    /// Those that are wanted and can run here.
+    fn engines(&self) -> impl Iterator<Item = &'static dyn Rows> {
+        let wanted = |engine: &&dyn Rows| self.wants_engine(engine.kind()) && engine.can_run().is_ok();
+        ENGINES.into_iter().filter(wanted)
     }
 
     fn wants_program(&self, program: Program) -> bool {
@@ -111,110 +120,6 @@ impl Child {
             }
             Self::Floor { workers } => servers::serve(Arc::new(TonicEcho), *workers),
         }
-    }
-}
-
-/// How a program comes to its answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Way {
-    /// Image, sandbox and call; the engine has never seen the program.
-    Full(#[serde(with = "engine_name")] EngineKind),
-    /// A new sandbox of a ready image, and a call. The process engine has a VM shell ready.
-    Restore(#[serde(with = "engine_name")] EngineKind),
-    /// The same without a shell: the VM is made on the way.
-    Create(#[serde(with = "engine_name")] EngineKind),
-    /// The warmed program, which its image is, forked into a new sandbox with everything made on the way, up to the
-    /// moment when it can take a call.
-    Branch(#[serde(with = "engine_name")] EngineKind),
-    /// A used sandbox: reset, and a call.
-    Reset(#[serde(with = "engine_name")] EngineKind),
-    /// A call of a sandbox that was reset some time ago: what a pool's client waits for.
-    Call(#[serde(with = "engine_name")] EngineKind),
-    /// A new process of the host.
-    Spawn,
-    /// A fork of a warm process of the host.
-    Fork,
-    /// wasmtime and its own WASI: a fresh instance, and a call.
-    Wasmtime,
-    /// Bare KVM: a VM with a vCPU and a memslot, left once. No program.
-    Kvm,
-    /// Bare KVM: out of a guest and back into it.
-    Exit,
-}
-
-/// Engines by their names in manifests.
-mod engine_name {
-    use novum_sandbox::EngineKind;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(kind: &EngineKind, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(kind.as_str())
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<EngineKind, D::Error> {
-        let name = String::deserialize(from)?;
-        let kinds = [EngineKind::Wasm, EngineKind::Process, EngineKind::Linux];
-        kinds
-            .into_iter()
-            .find(|kind| kind.as_str() == name)
-            .ok_or_else(|| serde::de::Error::custom(format!("no engine {name}")))
-    }
-}
-
-impl Way {
-    /// All of them, in the order of tables.
-    const ALL: [Self; 16] = [
-        Self::Full(EngineKind::Wasm),
-        Self::Restore(EngineKind::Wasm),
-        Self::Wasmtime,
-        Self::Full(EngineKind::Process),
-        Self::Restore(EngineKind::Process),
-        Self::Create(EngineKind::Process),
-        Self::Branch(EngineKind::Process),
-        Self::Reset(EngineKind::Process),
-        Self::Call(EngineKind::Process),
-        Self::Full(EngineKind::Linux),
-        Self::Restore(EngineKind::Linux),
-        Self::Reset(EngineKind::Linux),
-        Self::Spawn,
-        Self::Fork,
-        Self::Kvm,
-        Self::Exit,
-    ];
-
-    /// For tables and charts.
-    #[must_use]
-    pub fn title(self) -> String {
-        match self {
-            Self::Full(kind) => format!("{kind}: full cold start"),
-            Self::Restore(EngineKind::Process) => "process: restore + call, shell ready".into(),
-            Self::Restore(kind) => format!("{kind}: restore + call"),
-            Self::Create(kind) => format!("{kind}: restore + call, all made"),
-            Self::Branch(kind) => format!("{kind}: fork, all made, no call"),
-            Self::Reset(kind) => format!("{kind}: reset + call"),
-            Self::Call(kind) => format!("{kind}: call of a clean sandbox"),
-            Self::Spawn => "native: spawn".into(),
-            Self::Fork => "native: fork of a warm process".into(),
-            Self::Wasmtime => "wasmtime with wasmtime-wasi".into(),
-            Self::Kvm => "floor: bare KVM, no program".into(),
-            Self::Exit => "floor: one exit of bare KVM".into(),
-        }
-    }
-
-    /// The engine, of what is novum's.
-    #[must_use]
-    pub fn engine(self) -> Option<EngineKind> {
-        match self {
-            Self::Full(kind) | Self::Restore(kind) | Self::Create(kind) => Some(kind),
-            Self::Branch(kind) | Self::Reset(kind) | Self::Call(kind) => Some(kind),
-            Self::Spawn | Self::Fork | Self::Wasmtime | Self::Kvm | Self::Exit => None,
-        }
-    }
-
-    /// Whether it is the same for every program.
-    fn is_of_host(self) -> bool {
-        matches!(self, Self::Kvm | Self::Exit)
     }
 }
 
@@ -274,15 +179,17 @@ pub fn measure(options: &Options) -> Result<Results> {
         through: Vec::new(),
         skipped: Vec::new(),
     };
-    for kind in [EngineKind::Wasm, EngineKind::Process, EngineKind::Linux] {
-        if let (true, Err(error)) = (options.wants_engine(kind), can_run(kind)) {
+    for engine in ENGINES {
+        let kind = engine.kind();
+        if let (true, Err(error)) = (options.wants_engine(kind), engine.can_run()) {
             results.skip(format!("{kind} engine"), &error);
         }
     }
+    let kinds: Vec<_> = options.engines().map(Rows::kind).collect();
     let programs = || Program::ALL.into_iter().filter(|program| options.wants_program(*program));
     for program in programs() {
-        for way in Way::ALL {
-            let wanted = way.engine().is_none_or(|kind| options.wants_engine(kind) && can_run(kind).is_ok());
+        for way in Way::all() {
+            let wanted = way.engine().is_none_or(|kind| kinds.contains(&kind));
             // Bare KVM knows no program: once is enough.
             if wanted && (!way.is_of_host() || program == Program::Hello) {
                 results.cell(options, program, way, scratch.path());
@@ -320,11 +227,11 @@ impl Results {
     }
 
     fn memory(&mut self, options: &Options, program: Program, scratch: &Path) {
-        for kind in [EngineKind::Wasm, EngineKind::Process] {
-            let wanted = options.wants_engine(kind) && can_run(kind).is_ok();
-            for sandboxes in options.sandboxes.iter().filter(|_| wanted) {
+        for engine in options.engines() {
+            let kind = engine.kind();
+            for sandboxes in &options.sandboxes {
                 let what = format!("{}, {kind}: memory of {sandboxes} sandboxes", program.title());
-                let built = built(kind, program, scratch);
+                let built = engine.build(program, scratch);
                 let measure = |built| density::measure(&options.again, kind, (program, built), *sandboxes);
                 match built.and_then(measure) {
                     Ok(density) => {
@@ -383,7 +290,7 @@ const SHELLS: usize = 4;
 type Maker = Box<dyn Fn(usize) -> Result<Sampler> + Sync>;
 
 fn maker(program: Program, way: Way, scratch: &Path) -> Result<Maker> {
-    let image = |kind| deployed(kind, program, scratch)?.image(&sandbox::runtime()?);
+    let native = || programs::native(program, scratch);
     Ok(match way {
         Way::Kvm => Box::new(|_| floors::kvm()),
         Way::Exit => Box::new(|_| floors::exit()),
@@ -392,59 +299,19 @@ fn maker(program: Program, way: Way, scratch: &Path) -> Result<Maker> {
             Box::new(move |_| floors::wasmtime(&built.path))
         }
         Way::Spawn => {
-            let built = programs::native(program, scratch)?;
+            let built = native()?;
             Box::new(move |_| Ok(native::spawn(&built)))
         }
         Way::Fork => {
-            let built = programs::native(program, scratch)?;
+            let built = native()?;
             Box::new(move |_| native::fork(&built))
         }
-        Way::Full(kind) => {
-            let deployed = Arc::new(deployed(kind, program, scratch)?);
-            Box::new(move |_| deployed.full())
-        }
-        Way::Restore(kind) => {
-            let image = image(kind)?;
-            Box::new(move |threads| match kind {
-                EngineKind::Process => sandbox::restore(Arc::clone(&image), Some(threads)),
-                _ => sandbox::restore(Arc::clone(&image), None),
-            })
-        }
-        Way::Create(kind) => {
-            let image = image(kind)?;
-            Box::new(move |_| sandbox::restore(Arc::clone(&image), Some(0)))
-        }
-        Way::Branch(kind) => {
-            let image = image(kind)?;
-            Box::new(move |_| sandbox::branch(Arc::clone(&image)))
-        }
-        Way::Reset(kind) => {
-            let image = image(kind)?;
-            Box::new(move |_| sandbox::reset(Arc::clone(&image)))
-        }
-        Way::Call(kind) => {
-            let image = image(kind)?;
-            Box::new(move |_| sandbox::clean_call(Arc::clone(&image)))
-        }
+        Way::Full(kind)
+        | Way::Restore(kind)
+        | Way::Create(kind)
+        | Way::Branch(kind)
+        | Way::Start(kind)
+        | Way::Reset(kind)
+        | Way::Call(kind) => engine::maker(engine::find(kind), program, way, scratch)?,
     })
-}
-
-/// Whether the engine is in this build and this machine can run it.
-fn can_run(kind: EngineKind) -> Result<()> {
-    let row = novum_sandbox::engines::row(kind);
-    let row = row.with_context(|| novum_sandbox::engines::absence(kind))?;
-    (row.probe)().map_err(anyhow::Error::msg)
-}
-
-fn built(kind: EngineKind, program: Program, scratch: &Path) -> Result<Built> {
-    match kind {
-        EngineKind::Wasm => programs::wasm(program, scratch),
-        EngineKind::Process => programs::native(program, scratch),
-        EngineKind::Linux => anyhow::bail!("this benchmark has no guest for the linux engine yet"),
-    }
-}
-
-fn deployed(kind: EngineKind, program: Program, scratch: &Path) -> Result<Deployed> {
-    Deployed::new(kind, built(kind, program, scratch)?, scratch)
-        .with_context(|| format!("deploying {}", program.title()))
 }

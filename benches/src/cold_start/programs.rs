@@ -26,7 +26,7 @@ pub enum Program {
     Rust,
     /// Python with `json`, `os` and `sys` imported.
     Python,
-    /// 64 MiB that were filled before the first request, in C.
+    /// 256 MiB that were filled before the first request, in C.
     Large,
 }
 
@@ -41,7 +41,7 @@ impl Program {
             Self::Hello => "hello (C)",
             Self::Rust => "word count (Rust)",
             Self::Python => "Python with json",
-            Self::Large => "64 MiB program (C)",
+            Self::Large => "256 MiB program (C)",
         }
     }
 

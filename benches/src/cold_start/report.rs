@@ -101,8 +101,8 @@ fn memory(results: &Results) -> String {
     }
     let mut text = String::from(
         "Memory of one sandbox on average, KiB: private pages plus kernel memory.\n\n\
-         | program | engine | sandboxes | idle | of it kernel | idle, PSS | used | of it kernel | used, PSS | kernel from |\n\
-         |---|---|---:|---:|---:|---:|---:|---:|---:|---|\n",
+         | program | engine | sandboxes | idle | of it kernel | idle, PSS | called | used | of it kernel | used, PSS | kernel from |\n\
+         |---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|\n",
     );
     let kib = |bytes: f64| number(bytes / 1024.0);
     for density in &results.density {
@@ -110,6 +110,7 @@ fn memory(results: &Results) -> String {
         let mut cells =
             vec![density.program.title().into(), density.engine.clone(), density.sandboxes.to_string()];
         cells.extend(state(density.idle));
+        cells.push(density.called.to_string());
         cells.extend(state(density.used));
         cells.push(density.kernel_from.clone());
         row(&mut text, &cells);
@@ -286,6 +287,7 @@ pub(super) mod tests {
                 sandboxes: 1000,
                 idle: each(100.0),
                 used: each(140.0),
+                called: 900,
                 kernel_from: "cgroup".into(),
             }],
             through: vec![Through {
@@ -312,7 +314,7 @@ pub(super) mod tests {
         for line in [
             "| hello (C) | process: reset + call | 101 | 10.0 | 15.0 | 19.0 | 19.9 | 20.0 | 3.00 | 0.01 | 101 | 15.0 | 19.0 | 19.9 | 20.0 | 202 |",
             "| hello (C) | process: restore + call, shell ready | 25.0 | 50.0 | 75.0 | 150 |",
-            "| hello (C) | process | 1000 | 400 | 300 | 100 | 440 | 300 | 140 | cgroup |",
+            "| hello (C) | process | 1000 | 400 | 300 | 100 | 900 | 440 | 300 | 140 | cgroup |",
             "| hello, reset + call, p50 us | 15.0 | at most 60 | met | 6.00 |",
             "| gRPC, 1 caller, p50 us | 700 | at most 600 | missed |  |",
             "| gRPC, requests/s | 4000 | at least 3000 | met |  |",

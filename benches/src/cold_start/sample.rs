@@ -1,7 +1,7 @@
 //! Samples, taken one after the other or by several threads at once.
 //!
-//! Where a sample takes more than [`SLOW`], there are only as many as [`SLOW_CELL`] has time for, but at least [`FEWEST`]:
-//! the whole run is to end within minutes.
+//! Where they would take longer than [`BATCH`], there are only as many as that has time for, but at least [`FEWEST`]: the whole
+//! run is to end within minutes.
 
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -11,11 +11,9 @@ use serde::{Deserialize, Serialize};
 
 /// Samples whose times are not counted, for each thread.
 const WARM: usize = 3;
-/// Samples that take longer are slow.
-const SLOW: Duration = Duration::from_millis(20);
-/// Time for all slow samples of a batch together.
-const SLOW_CELL: Duration = Duration::from_secs(4);
-/// Of slow samples.
+/// Time for all samples of a batch together.
+const BATCH: Duration = Duration::from_secs(8);
+/// Samples of a batch, however slow they are.
 const FEWEST: usize = 20;
 
 /// One start of a program, up to its complete reply.
@@ -73,13 +71,9 @@ fn quantile(mut values: Vec<f64>, share: f64) -> f64 {
 
 /// How many samples of a batch of `count` each of `parallel` threads takes, where the quickest so far took `quickest`.
 fn share(count: usize, parallel: usize, quickest: Duration) -> usize {
-    let count = if quickest > SLOW {
-        let fitting = SLOW_CELL.as_micros() / quickest.as_micros() * parallel as u128;
-        count.min((fitting as usize).max(FEWEST))
-    } else {
-        count
-    };
-    count.div_ceil(parallel)
+    let each = BATCH.as_micros() / quickest.as_micros().max(1);
+    let fitting = usize::try_from(each).unwrap_or(usize::MAX).saturating_mul(parallel);
+    count.min(fitting.max(FEWEST)).div_ceil(parallel)
 }
 
 /// Takes `count` samples, fewer of slow ones, by `parallel` threads.
@@ -167,9 +161,10 @@ mod tests {
     #[test]
     fn slow_samples_are_fewer() {
         let millis = Duration::from_millis;
-        assert_eq!([share(1000, 1, millis(20)), share(1000, 2, millis(20))], [1000, 500]);
-        assert_eq!([share(1000, 1, millis(100)), share(1000, 2, millis(100))], [40, 40]);
+        assert_eq!([share(1000, 1, millis(8)), share(1000, 2, millis(16))], [1000, 500]);
+        assert_eq!([share(1000, 1, millis(100)), share(1000, 2, millis(100))], [80, 80]);
         assert_eq!([share(1000, 1, millis(1000)), share(10, 1, millis(1000))], [20, 10]);
+        assert_eq!(share(1000, 1, Duration::ZERO), 1000);
     }
 
     #[test]

@@ -145,11 +145,13 @@ fn wait_for_shells(count: usize) -> Result<()> {
     Ok(())
 }
 
-/// A new sandbox of the image, without a call.
-pub(super) fn branch(image: Arc<dyn Image>) -> Result<Sampler> {
+/// A new sandbox of the image, without a call, after a pause.
+pub(super) fn start(image: Arc<dyn Image>, pause: Duration) -> Result<Sampler> {
     let runtime = runtime()?;
     Ok(Box::new(move || {
-        std::thread::sleep(QUIET);
+        if !pause.is_zero() {
+            std::thread::sleep(pause);
+        }
         let began = Instant::now();
         let sandbox = runtime.block_on(Arc::clone(&image).start())?;
         let took = Took::whole(began.elapsed());
@@ -170,8 +172,17 @@ pub(super) fn reset(image: Arc<dyn Image>) -> Result<Sampler> {
     }))
 }
 
-/// A call of a sandbox that was reset after its last one, and has waited since.
+/// A call of a sandbox that was reset after its last one, or, where the engine does not reset, made for this one; it has
+/// waited since.
 pub(super) fn clean_call(image: Arc<dyn Image>) -> Result<Sampler> {
+    if image.renewal() == Renewal::Restart {
+        let runtime = runtime()?;
+        return Ok(Box::new(move || {
+            let mut sandbox = runtime.block_on(Arc::clone(&image).start_ahead())?;
+            let began = Instant::now();
+            runtime.block_on(clocked(sandbox.as_mut(), began))
+        }));
+    }
     let (runtime, mut sandbox) = used(&image)?;
     Ok(Box::new(move || {
         runtime.block_on(sandbox.reset())?;

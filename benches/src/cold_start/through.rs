@@ -10,7 +10,8 @@ use novum_sandbox::EngineKind;
 use serde::{Deserialize, Serialize};
 
 use super::Options;
-use super::programs::{self, Program};
+use super::engine::Rows;
+use super::programs::Program;
 use crate::gateway::length_prefixed;
 use crate::h2load::{Callers, Load, Run};
 use crate::target::{Server, novum_program};
@@ -47,11 +48,9 @@ pub(super) async fn measure(options: &Options, scratch: &Path) -> Result<Vec<Row
     let floor = Server::from_command(&[options.again.as_slice(), &["--child".into(), child]].concat())?;
     let mut rows = Vec::new();
     let mut servers = vec![("floor: tonic echo".to_owned(), &floor, "empty".to_owned(), Ok(()))];
-    for kind in [EngineKind::Wasm, EngineKind::Process] {
-        if !options.wants_engine(kind) {
-            continue;
-        }
-        let deployed = deploy(&novum, kind, scratch).await;
+    for engine in options.engines() {
+        let kind = engine.kind();
+        let deployed = deploy(&novum, engine, scratch).await;
         servers.push((format!("novum: {kind} engine"), &novum, format!("hello-{kind}"), deployed));
     }
     for (name, server, function, deployed) in servers {
@@ -66,10 +65,13 @@ pub(super) async fn measure(options: &Options, scratch: &Path) -> Result<Vec<Row
     Ok(rows)
 }
 
-async fn deploy(server: &Server, kind: EngineKind, scratch: &Path) -> Result<()> {
-    let (program, engine) = match kind {
-        EngineKind::Wasm => (programs::wasm(Program::Hello, scratch)?, Engine::Wasm),
-        _ => (programs::native(Program::Hello, scratch)?, Engine::Process),
+async fn deploy(server: &Server, rows: &dyn Rows, scratch: &Path) -> Result<()> {
+    let kind = rows.kind();
+    let program = rows.build(Program::Hello, scratch)?;
+    let engine = match kind {
+        EngineKind::Wasm => Engine::Wasm,
+        EngineKind::Process => Engine::Process,
+        EngineKind::Linux => Engine::Linux,
     };
     let manifest = Manifest {
         name: format!("hello-{kind}"),

@@ -1,4 +1,4 @@
-/* A program with much memory: 64 MiB that were filled before the first request, of which a request changes 64 pages. */
+/* A program with much memory: 256 MiB that were filled before the first request, of which a request changes 16 pages. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,9 +7,9 @@
 #include "fork.h"
 #endif
 
-#define MEMORY ((size_t)64 << 20)
+#define MEMORY ((size_t)256 << 20)
 #define PAGE 4096
-#define CHANGED 64
+#define CHANGED 16
 
 static volatile uint8_t *memory;
 
