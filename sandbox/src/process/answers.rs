@@ -140,6 +140,16 @@ impl Process {
         self.ahead.foresight = Some(foresight);
     }
 
+    /// Where its start has come to.
+    pub(super) fn course(&self) -> Course {
+        self.ahead.course
+    }
+
+    /// Its start goes on from there.
+    pub(super) fn set_course(&mut self, course: Course) {
+        self.ahead.course = course;
+    }
+
     /// What calls about an open file would answer.
     fn known(&self, fd: u64, at_end: bool) -> Option<Known> {
         let fd = fd as i32;

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use novum_snapshot::Store;
 
 use super::image::{self, Image, Refused};
+use super::onset::Onset;
 use super::sandbox::{ProcessSandbox, Template};
 use super::setup::Setup;
 use super::shells;
@@ -135,12 +136,12 @@ fn template(setup: Setup, timeout: Duration, kept: Option<Kept>) -> Result<Templ
         shells::keep();
         // There is no run to learn from.
         setup.foresight.finish();
-        return Ok(Template { setup, image: Some(Arc::new(image)) });
+        return Ok(Template { setup, image: Some(Arc::new(image)), onset: None });
     }
     let run = move || {
         let prepared = image::prepare(&setup, timeout);
-        setup.foresight.finish();
-        template_of(setup, prepared, kept.as_ref())
+        let template = template_of(setup, prepared, kept.as_ref());
+        template.inspect(|template| template.setup.foresight.finish())
     };
     let thread = std::thread::Builder::new().name(name).spawn(run);
     let thread = thread.map_err(|error| Error::host("start a vCPU thread", error))?;
@@ -160,7 +161,7 @@ fn template_of(
                 Some(kept) => kept.store(&setup, image),
                 None => image,
             };
-            Ok(Template { setup, image: Some(Arc::new(image)) })
+            Ok(Template { setup, image: Some(Arc::new(image)), onset: None })
         }
         Err(Refused::Load(error)) => Err(error),
         Err(error @ Refused::NotReady { .. }) => {
@@ -172,7 +173,26 @@ fn template_of(
                 kept.forget();
             }
             tracing::debug!(function = setup.name, %reason, "no image");
-            Ok(Template { setup, image: None })
+            let onset = onset(&setup);
+            Ok(Template { setup, image: None, onset })
+        }
+    }
+}
+
+/// What every start of a program without an image begins with, where that can be kept.
+fn onset(setup: &Setup) -> Option<Onset> {
+    match Onset::prepare(setup) {
+        Ok(onset) => {
+            tracing::debug!(
+                function = setup.name,
+                kept = onset.is_some(),
+                "followed the program to its entry point"
+            );
+            onset.inspect(|_| shells::keep())
+        }
+        Err(reason) => {
+            tracing::debug!(function = setup.name, %reason, "the program's onset is not kept");
+            None
         }
     }
 }

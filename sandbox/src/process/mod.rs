@@ -19,6 +19,7 @@ mod image;
 mod live;
 pub(crate) mod load;
 pub(crate) mod memory;
+mod onset;
 pub(crate) mod run;
 mod sandbox;
 mod session;

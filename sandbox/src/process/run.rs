@@ -13,12 +13,14 @@ use super::Process;
 use super::calls::Outcome;
 use super::control::Control;
 use super::fault::Cause;
+use super::onset::Watch;
 use super::shell::Shell;
 use super::thread::{Base, Pending, Status, Thread};
 use super::wait::Wait;
 use crate::kvm::vcpu::{Exit, Vcpu};
 
 mod end;
+mod entry;
 mod fault;
 mod wake;
 
@@ -54,6 +56,8 @@ pub(crate) struct Machine {
     to_input: bool,
     /// Stop at the end of the call in which this came true.
     marker: Option<Arc<AtomicBool>>,
+    /// Follows the program to its entry point.
+    watch: Option<Watch>,
     counts: Counts,
 }
 
@@ -91,6 +95,7 @@ impl Machine {
             look_due: Instant::now(),
             to_input: false,
             marker: None,
+            watch: None,
             counts: Counts::default(),
         };
         machine.attach();
@@ -303,6 +308,9 @@ impl Machine {
         self.process.threads.current_mut().state.regs = regs;
         let outcome = self.process.serve(regs.rax, args);
         self.process.answer_ahead(regs.rax, args, &outcome);
+        if let Some(ended) = self.watch_call(regs.rax, args, &outcome) {
+            return Ok(Some(ended));
+        }
         self.spread_changes()?;
         match outcome {
             Ok(Outcome::Block(wait)) => {

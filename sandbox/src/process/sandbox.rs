@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 use super::control::Control;
 use super::files::NoConsole;
 use super::image::{Image, Prologue};
+use super::onset::Onset;
 use super::run::{Counts, Ended, Machine, RunError};
 use super::setup::{Program, Setup};
 use super::shell::Shell;
@@ -41,6 +42,15 @@ pub(super) struct Template {
     pub(super) setup: Setup,
     /// `None`: the program is loaded and started for every sandbox.
     pub(super) image: Option<Arc<Image>>,
+    /// Where there is no image: the program at its entry point, for one invocation each.
+    pub(super) onset: Option<Onset>,
+}
+
+impl Template {
+    /// What a sandbox goes on from, once or again and again.
+    fn any_image(&self) -> Option<&Arc<Image>> {
+        self.image.as_ref().or(self.onset.as_ref().map(Onset::image))
+    }
 }
 
 /// Everything that a thread needs to become a sandbox.
@@ -61,9 +71,9 @@ pub(super) struct ProcessSandbox {
 impl ProcessSandbox {
     /// From the image, in a shell that is ready or in a new VM; without one by loading the program.
     pub(super) async fn start(template: Arc<Template>) -> Result<Self, Error> {
-        Self::start_with(template, |begin| match &begin.template.image {
-            Some(image) if image.fits_shells() => shells::take(begin),
-            _ => Err(begin),
+        Self::start_with(template, |begin| {
+            let fits = begin.template.any_image().is_some_and(|image| image.fits_shells());
+            if fits { shells::take(begin) } else { Err(begin) }
         })
         .await
     }
@@ -140,16 +150,65 @@ impl Drop for CancelOnDrop<'_> {
 impl Begin {
     /// The thread makes its own VM.
     fn alone(self) {
-        let Some(image) = self.template.image.clone() else { return self.without_image() };
-        let started = image.start(self.control.clone());
-        self.with_image(&image, started);
+        let template = self.template.clone();
+        let control = self.control.clone();
+        match (&template.image, &template.onset) {
+            (Some(image), _) => self.with_image(image, image.start(control)),
+            (None, Some(onset)) => self.with_onset(onset, onset.start(control, &template.setup.foresight)),
+            (None, None) => self.without_image(),
+        }
     }
 
     /// The thread has a VM.
     pub(super) fn in_shell(self, shell: Shell, region: Arc<Region>) {
-        let Some(image) = self.template.image.clone() else { return self.without_image() };
-        let started = image.start_in(shell, region, self.control.clone());
-        self.with_image(&image, started);
+        let template = self.template.clone();
+        let control = self.control.clone();
+        match (&template.image, &template.onset) {
+            (Some(image), _) => self.with_image(image, image.start_in(shell, region, control)),
+            (None, Some(onset)) => {
+                let started = onset.start_in(shell, region, control, &template.setup.foresight);
+                self.with_onset(onset, started);
+            }
+            (None, None) => self.without_image(),
+        }
+    }
+
+    /// One program, for one invocation, from its entry point.
+    fn with_onset(self, onset: &Onset, started: Result<Machine, RunError>) {
+        let Self { template, control, ready, jobs } = self;
+        let setup = &template.setup;
+        let mut machine = match started {
+            Ok(machine) => machine,
+            Err(error) => {
+                let _ = ready.send(Err(Error::host("start from the entry point", error)));
+                return;
+            }
+        };
+        setup.live.add(machine.process.memory.region());
+        if ready.send(Ok(())).is_err() {
+            return;
+        }
+        let job = first_job(&jobs);
+        if job.is_none() {
+            shells::refill_later();
+        }
+        let Ok(Job { call, reply }) = job.map_or_else(|| jobs.recv(), Ok) else { return };
+        let began = Instant::now();
+        if call.env.is_empty() && onset.is_current(&mut machine.process.files) {
+            let result = run(&mut machine, call, &Prologue::default(), began);
+            if onset.image().is_to_learn() && result.is_ok() {
+                onset.image().learn(&machine);
+            }
+            let _ = reply.send(result);
+            drop(machine);
+        } else {
+            // Before another one is made: the thread's signal goes to the last.
+            drop(machine);
+            let done = setup.load().and_then(|program| invoke_in_full(setup, program, control, call));
+            let (result, _machine) = done.map_or_else(|e| (Err(e), None), |(r, machine)| (r, Some(machine)));
+            let _ = reply.send(result);
+        }
+        shells::refill_later();
     }
 
     /// One program, for one invocation.

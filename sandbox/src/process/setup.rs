@@ -132,6 +132,13 @@ pub(super) struct Program {
     loaded: Loaded,
 }
 
+impl Program {
+    /// Its own first instruction, to which its interpreter goes.
+    pub(super) fn entry(&self) -> u64 {
+        self.loaded.program_entry()
+    }
+}
+
 /// A program in its address space, without a stack and apart from its files.
 pub(super) struct InMemory {
     pub(super) memory: AddressSpace,

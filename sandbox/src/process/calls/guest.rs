@@ -151,7 +151,7 @@ pub(super) fn fd(argument: u64) -> i32 {
 
 impl Process {
     /// A path argument.
-    pub(super) fn path(&self, address: u64) -> Result<Vec<u8>, Errno> {
+    pub(crate) fn path(&self, address: u64) -> Result<Vec<u8>, Errno> {
         self.memory.cstr(address, PATH_MAX)
     }
 

@@ -150,7 +150,8 @@ pub(in crate::process) fn prepare(setup: &Setup, timeout: Duration) -> Result<Im
 }
 
 impl Image {
-    fn take(mut process: Process, prologue: Prologue) -> Result<Self, Refused> {
+    /// Of a program that does not run.
+    pub(in crate::process) fn take(mut process: Process, prologue: Prologue) -> Result<Self, Refused> {
         let moment = process.moment();
         let clocks = process.time.page().cloned();
         let memory = MemoryImage::take(&mut process.memory, clocks.as_ref())?;

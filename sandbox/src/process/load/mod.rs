@@ -91,6 +91,8 @@ pub(crate) type Open<'a> = dyn FnMut(&str) -> Result<Arc<MappedFile>, Errno> + '
 #[derive(Clone, Debug)]
 pub(crate) struct Loaded {
     entry: u64,
+    /// The program's own first instruction, to which its interpreter goes.
+    program_entry: u64,
     aux: Vec<stack::Aux>,
     /// The path in `AT_EXECFN`.
     path: String,
@@ -126,10 +128,15 @@ pub(crate) fn load(
         (libc::AT_BASE, interpreter_bias),
         (libc::AT_ENTRY, program_entry),
     ]);
-    Ok(Loaded { entry, aux, path, script })
+    Ok(Loaded { entry, program_entry, aux, path, script })
 }
 
 impl Loaded {
+    /// The program's own first instruction, to which its interpreter goes.
+    pub(crate) fn program_entry(&self) -> u64 {
+        self.program_entry
+    }
+
     /// Adds an entry to the auxiliary vector.
     pub(crate) fn add_aux(&mut self, entry: stack::Aux) {
         self.aux.push(entry);

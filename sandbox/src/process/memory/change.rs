@@ -262,6 +262,22 @@ impl AddressSpace {
         self.commit().and_then(|()| self.enter(page, page + PAGE)).map_err(|_| Refusal::Unmapped)
     }
 
+    /// Takes the page of `address` away from the program until [`Self::release`]: an access leaves the VM.
+    pub(crate) fn hold(&self, address: u64) -> Result<(), Errno> {
+        self.protect_page(address, Prot::NONE)
+    }
+
+    /// Gives it back.
+    pub(crate) fn release(&self, address: u64) -> Result<(), Errno> {
+        let (_, vma) = self.vmas.at(address).ok_or(Errno::FAULT)?;
+        self.protect_page(address, vma.prot)
+    }
+
+    fn protect_page(&self, address: u64, prot: Prot) -> Result<(), Errno> {
+        let gpa = self.gpa_page(address).ok_or(Errno::FAULT)?;
+        self.region.protect(gpa & !(PAGE - 1), PAGE, host_protection(prot)).map_err(host_errno)
+    }
+
     fn grow_stack(&mut self, address: u64) -> Result<(), Refusal> {
         let (start, vma) = self.vmas.above(address).ok_or(Refusal::Unmapped)?;
         let page = address & !(PAGE - 1);

@@ -45,6 +45,9 @@ impl Machine {
         if self.finish_call(&regs) {
             return Ok(None);
         }
+        if let Some(ended) = self.end_watch(regs)? {
+            return Ok(Some(ended));
+        }
         let special = self.shell.vcpu.special()?;
         match fault::find_refused(&self.process.memory, &regs, &special, gpa) {
             Refused::Access(address, access) => match self.process.memory.touch(address, access) {
