@@ -44,7 +44,7 @@ async fn call(sandbox: &mut Box<dyn Sandbox>, input: &'static str) -> (String, S
         input: Input::Bytes(Bytes::from_static(input.as_bytes())),
         output: Output::Collect { limit_bytes: 1 << 20 },
         log: log.clone(),
-        deadline: Instant::now() + Duration::from_secs(20),
+        deadline: Instant::now() + Run::new().deadline,
     };
     let reply = sandbox.invoke(invocation).await.unwrap();
     sandbox.reset().await.unwrap();
