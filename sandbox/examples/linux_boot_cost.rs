@@ -16,6 +16,8 @@ use cost::{Result, cat, check, million, streams};
 use novum_sandbox::linux::guest::Guest;
 
 const ROUNDS: usize = 3;
+/// Where a vmlinux begins in guest memory.
+const KERNEL: u64 = 16 << 20;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
@@ -40,24 +42,20 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// KiB of this process's resident memory that are no guest memory. That is the run of mappings one behind the other in
-/// which the kernel's file is mapped.
+/// KiB of this process's resident memory that are no guest memory. That lies around the mapped kernel, whose first byte is at
+/// [`KERNEL`] in it.
 fn resident_beside_guest(smaps: &str) -> u64 {
-    let (mut runs, mut end) = (Vec::<(bool, u64)>::new(), 0);
+    let kernel = smaps.lines().find(|line| line.ends_with("vmlinux")).and_then(range);
+    let guest = kernel.map_or(0..0, |(from, _)| from - KERNEL..from - KERNEL + cost::MEMORY_BYTES);
+    let (mut beside, mut counts) = (0, false);
     for line in smaps.lines() {
-        if let Some((from, to)) = range(line) {
-            if from != end || runs.is_empty() {
-                runs.push((false, 0));
-            }
-            end = to;
-            if let Some(run) = runs.last_mut() {
-                run.0 |= line.ends_with("vmlinux");
-            }
-        } else if let (Some(kib), Some(run)) = (line.strip_prefix("Rss:"), runs.last_mut()) {
-            run.1 += kib.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0);
+        if let Some((from, _)) = range(line) {
+            counts = !guest.contains(&from);
+        } else if let (true, Some(kib)) = (counts, line.strip_prefix("Rss:")) {
+            beside += kib.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0);
         }
     }
-    runs.iter().filter(|(guest, _)| !guest).map(|(_, kib)| kib).sum()
+    beside
 }
 
 /// The addresses of a mapping's first line.

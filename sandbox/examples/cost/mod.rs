@@ -11,7 +11,7 @@ use novum_sandbox::{Input, LogSink, Output};
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-const MEMORY_BYTES: u64 = 128 << 20;
+pub(crate) const MEMORY_BYTES: u64 = 128 << 20;
 /// Files here cost no host I/O while something is measured.
 const FAST: &str = "/dev/shm";
 pub(crate) const PATIENCE: Duration = Duration::from_secs(600);

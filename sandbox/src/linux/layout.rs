@@ -9,6 +9,7 @@
 //! 0x0009_fc00  MP table                                        (last KiB of base memory: where Linux looks)
 //! 0x000a_0000  ── end of base memory ──
 //! 0x000e_0000  ACPI: RSDP, then the tables                     (where Linux looks for the RSDP)
+//! 0x000f_f000  generation id                                   (a page that the guest's kernel leaves alone)
 //! 0x0010_0000  kernel (a vmlinux where it is linked: 16 MiB); initramfs at the end of low memory
 //! 0xc000_0000  ── hole: no memory ──
 //! 0xd000_0000  virtio-mmio devices, a page each
@@ -41,6 +42,8 @@ pub(crate) const BASE_MEMORY_END: u64 = 0xa_0000;
 pub(crate) const RSDP: u64 = 0xe_0000;
 /// The other ACPI tables.
 pub(crate) const ACPI_TABLES: u64 = 0xe_0040;
+/// The machine's generation id, in a page of its own.
+pub(crate) const GENERATION_ID: u64 = 0xf_f000;
 /// Where memory above the first MiB begins.
 pub(crate) const HIGH_MEMORY: u64 = 0x10_0000;
 /// Where a bzImage is put.
@@ -63,6 +66,8 @@ pub(crate) const KVM_TSS: usize = 0xfffb_d000;
 pub(crate) const SERIAL_PORT: u16 = 0x3f8;
 /// COM1's interrupt.
 pub(crate) const SERIAL_GSI: u32 = 4;
+/// Interrupt of ACPI's event device: the generation id is another one. With hardware-reduced ACPI no SCI has this number.
+pub(crate) const EVENT_GSI: u32 = 9;
 /// The keyboard controller: 0xfe written to the command port resets the machine.
 pub(crate) const I8042_COMMAND_PORT: u16 = 0x64;
 /// ACPI sleep control (DSDT `_S5`): powering off.

@@ -13,6 +13,7 @@ use novum_snapshot::{Digest, MAX_DEPTH, Snapshot, Store, WriteError, Writer};
 use parking_lot::Mutex;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::STACK_BYTES;
 use super::boot::{self, BootSource};
 use super::bus::{Bus, Shared};
 use super::devices::balloon::{Balloon, BalloonDevice};
@@ -27,6 +28,7 @@ use super::devices::serial::{Com1, Log};
 use super::devices::vsock::{Vsock, VsockDevice};
 use super::end::{End, Ending};
 use super::error::Error;
+use super::generation;
 use super::layout::{self, MAX_VCPUS, SERIAL_GSI, SERIAL_PORT, SLEEP_CONTROL_PORT, Slot, VIRTIO_MMIO_SIZE};
 use super::memory::{self, Memory};
 use super::pause::Gate;
@@ -157,6 +159,7 @@ impl Machine {
         let memory = Arc::new(memory::allocate(memory_bytes)?);
         let slots = slots(devices.len())?;
         let entry = boot::load(&memory, memory_bytes, &boot, vcpus, &slots)?;
+        generation::renew(&memory)?;
         let made = MachineState { memory_bytes, vcpus, pit, devices: devices.len() as u8 };
         let parts = Parts::make(host, &made, memory.clone(), &slots, &devices, console, None)?;
         for (id, vcpu) in (0..).zip(&parts.vcpus) {
@@ -184,10 +187,12 @@ impl Machine {
             return Err(SnapshotError::Refused(reason).into());
         }
         let memory = Arc::new(snapshot::restore_memory(snapshot, made.memory_bytes)?);
+        generation::renew(&memory)?;
         let slots = slots(devices.len())?;
         let uart = snapshot.take(snapshot::SERIAL_OWNER).map_err(SnapshotError::from)?;
         let parts = Parts::make(host, &made, memory.clone(), &slots, devices, console, Some(uart))?;
         Processors::restore(snapshot, &parts.vm, parts.vcpus.iter())?;
+        generation::tell(&parts.vm)?;
         for (index, transport) in parts.transports.iter().enumerate() {
             transport.lock().restore(&device_owner(index), snapshot).map_err(SnapshotError::from)?;
         }
@@ -480,8 +485,8 @@ fn spawn(runner: Runner) -> Result<VcpuThread, Error> {
         let _ = tell.send(KickTarget::current());
         runner.run();
     };
-    let handle =
-        std::thread::Builder::new().name(name).spawn(work).map_err(Error::host("starting a vCPU thread"))?;
+    let thread = std::thread::Builder::new().name(name).stack_size(STACK_BYTES);
+    let handle = thread.spawn(work).map_err(Error::host("starting a vCPU thread"))?;
     let target = target.recv().map_err(|_| Error::Config("a vCPU thread ended before it began".into()))?;
     Ok(VcpuThread { handle: Some(handle), target, vcpu })
 }

@@ -14,6 +14,7 @@ mod engine;
 pub mod error;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
+mod generation;
 pub mod guest;
 mod image;
 pub mod layout;
@@ -43,6 +44,10 @@ pub fn probe() -> Result<(), String> {
     let host = crate::kvm::vm::host().map_err(|error| error.to_string())?;
     if host.ring_changes() { Ok(()) } else { Err(SOFTWARE_KVM.to_owned()) }
 }
+
+/// Stack of a vCPU's or a device's thread. The usual 2 MiB can fall on a huge page, which the host then clears and keeps for the
+/// few KiB that are used.
+pub(crate) const STACK_BYTES: usize = 1 << 20;
 
 /// Why a Linux guest gets nowhere on a KVM without hardware virtualization.
 const SOFTWARE_KVM: &str = "this KVM has no hardware virtualization: it runs programs (ring 3) at full speed, but \

@@ -69,6 +69,16 @@ pub(crate) fn map_file(
     if got == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(true) }
 }
 
+/// Keeps the host from filling `memory` below `end` in huge pages.
+pub(crate) fn keep_small(memory: &Memory, end: u64) {
+    let Ok(slice) = memory.get_slice(GuestAddress(0), usize::try_from(end).unwrap_or(usize::MAX)) else {
+        return;
+    };
+    // SAFETY: `get_slice` has shown that the range lies in one mapping of `memory`; how large its pages are changes no
+    // byte. A kernel without huge pages refuses, and needs no advice.
+    unsafe { libc::madvise(slice.ptr_guard_mut().as_ptr().cast(), slice.len(), libc::MADV_NOHUGEPAGE) };
+}
+
 /// The bytes of a region whose guest stands and whose devices are paused: nobody writes to them.
 pub(crate) fn bytes(region: &vm_memory::GuestRegionMmap<()>) -> &[u8] {
     // SAFETY: the mapping is readable and lives as long as the region that is borrowed. No vCPU runs and no device works

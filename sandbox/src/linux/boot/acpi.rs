@@ -1,16 +1,18 @@
 //! ACPI tables, so that a distribution's unmodified kernel finds processors, interrupts and virtio-mmio devices.
 //!
 //! Hardware-reduced ACPI: no PM timer, no SCI, no legacy interrupt controller. Powering off and resetting are writes to
-//! ports of ours. Source: ACPI 6.5 chapter 5; the HID of virtio-mmio is `LNRO0005`.
+//! ports of ours. Sources: ACPI 6.5 chapter 5 (§5.6.9: the generic event device); the HID of virtio-mmio is `LNRO0005`;
+//! Microsoft's "Virtual Machine Generation ID" (`VM_Gen_Counter`, `ADDR`, notification 0x80).
 //!
 //! ```text
-//! RSDP ── XSDT ─┬─ FADT ── DSDT: \_SB.VRnn (virtio-mmio), \_SB.COM1, \_S5_
+//! RSDP ── XSDT ─┬─ FADT ── DSDT: \_SB.VRnn (virtio-mmio), \_SB.COM1, \_SB.VGID and \_SB.EVNT (generation id), \_S5_
 //!               └─ MADT: local APICs, I/O APIC
 //! ```
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, ONE, Package, Path, ResourceTemplate, Scope, ZERO,
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, ONE, Package, Path,
+    ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -23,8 +25,8 @@ use super::put;
 use crate::linux::devices::power::{RESET_VALUE, S5_TYPE};
 use crate::linux::error::Error;
 use crate::linux::layout::{
-    ACPI_TABLES, IO_APIC, LOCAL_APIC, RESET_PORT, RSDP, SERIAL_GSI, SERIAL_PORT, SLEEP_CONTROL_PORT,
-    SLEEP_STATUS_PORT, Slot, VIRTIO_MMIO_SIZE,
+    ACPI_TABLES, EVENT_GSI, GENERATION_ID, IO_APIC, LOCAL_APIC, RESET_PORT, RSDP, SERIAL_GSI, SERIAL_PORT,
+    SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, Slot, VIRTIO_MMIO_SIZE,
 };
 use crate::linux::memory::Memory;
 
@@ -33,6 +35,10 @@ const TABLE: [u8; 8] = *b"NOVUMVM ";
 const REVISION: u32 = 1;
 /// DSDT revision: 64-bit integers.
 const DSDT_REVISION: u8 = 2;
+/// The device that has the generation id.
+const GENERATION_DEVICE: &str = "VGID";
+/// What it is notified of when that changes.
+const STATUS_CHANGED: u8 = 0x80;
 /// IA-PC boot flags: no VGA, no CMOS clock, no keyboard controller to probe.
 const BOOT_FLAGS: u16 = 1 << 2 | 1 << 5;
 
@@ -89,6 +95,8 @@ fn dsdt(devices: &[Slot]) -> Sdt {
         sdt.append_slice(&virtio(index, *slot));
     }
     sdt.append_slice(&serial());
+    sdt.append_slice(&generation_id());
+    sdt.append_slice(&generation_event());
     // \_S5_: what powering off writes to the sleep control register.
     let sleep = Package::new(vec![&S5_TYPE, &ZERO, &ZERO, &ZERO]);
     sdt.append_slice(&bytes(&Name::new("_S5_".into(), &sleep)));
@@ -124,6 +132,35 @@ fn serial() -> Vec<u8> {
     ))
 }
 
+/// Where the machine's generation id is: low and high half of its address.
+fn generation_id() -> Vec<u8> {
+    let (low, high) = (GENERATION_ID as u32, (GENERATION_ID >> 32) as u32);
+    in_scope(&Device::new(
+        GENERATION_DEVICE.into(),
+        vec![
+            &Name::new("_HID".into(), &"NOVMVGID"),
+            &Name::new("_CID".into(), &"VM_Gen_Counter"),
+            &Name::new("_DDN".into(), &"VM_Gen_Counter"),
+            &Name::new("ADDR".into(), &Package::new(vec![&low, &high])),
+        ],
+    ))
+}
+
+/// The generic event device: its interrupt says that the generation id is another one.
+fn generation_event() -> Vec<u8> {
+    let interrupt = Interrupt::new(true, true, false, false, EVENT_GSI);
+    let device = Path::new(&format!("\\_SB_.{GENERATION_DEVICE}"));
+    in_scope(&Device::new(
+        "EVNT".into(),
+        vec![
+            &Name::new("_HID".into(), &"ACPI0013"),
+            &Name::new("_UID".into(), &ZERO),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&interrupt])),
+            &Method::new("_EVT".into(), 1, true, vec![&Notify::new(&device, &STATUS_CHANGED)]),
+        ],
+    ))
+}
+
 fn in_scope(device: &dyn Aml) -> Vec<u8> {
     bytes(&Scope::new("\\_SB_".into(), vec![device]))
 }
@@ -133,7 +170,7 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
-    use crate::linux::layout::{HIGH_MEMORY, MAX_VCPUS, virtio_slot};
+    use crate::linux::layout::{MAX_VCPUS, virtio_slot};
     use crate::linux::memory;
 
     fn read(memory: &Memory, at: u64, length: usize) -> Vec<u8> {
@@ -164,7 +201,8 @@ mod tests {
         let at = word(&fadt[140..148]);
         let dsdt = table(&memory, at);
         assert_eq!((&dsdt[..4], sum(&dsdt)), (&b"DSDT"[..], 0));
-        assert!(at + (dsdt.len() as u64) < HIGH_MEMORY);
+        assert!(at + (dsdt.len() as u64) < GENERATION_ID);
+        assert!(dsdt.windows(14).any(|window| window == b"VM_Gen_Counter"));
         assert_eq!(dsdt.windows(8).filter(|window| window == b"LNRO0005").count(), 17);
     }
 }

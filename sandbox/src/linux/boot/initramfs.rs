@@ -1,9 +1,12 @@
 //! The initramfs: archives one behind the other, at the end of the memory below the hole.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::Initramfs;
@@ -81,11 +84,31 @@ fn copy(memory: &Memory, at: u64, archive: &Initramfs, length: u64) -> Result<()
 
 /// Maps `bytes` of this program from its file; `None` where that cannot be.
 fn map_own_file(memory: &Memory, at: u64, bytes: &'static [u8]) -> Option<()> {
+    let length = bytes.len() as u64;
+    let found = own_file(bytes)?;
+    let (file, offset) = &*found;
+    at.is_multiple_of(PAGE).then_some(())?;
+    sys::map_file(memory, GuestAddress(at), file.as_fd(), *offset, length).ok()?.then_some(())
+}
+
+/// A file, and where in it something begins; `None` where it is in none.
+type InFile = Option<Arc<(File, u64)>>;
+
+/// This program's file, and where in it `bytes` are: whole pages. Looked for once, as that takes longer than mapping them.
+fn own_file(bytes: &'static [u8]) -> InFile {
+    // By address and length.
+    static FOUND: Mutex<BTreeMap<(usize, usize), InFile>> = Mutex::new(BTreeMap::new());
+    let mut found = FOUND.lock();
+    let place = found.entry((bytes.as_ptr().addr(), bytes.len()));
+    place.or_insert_with(|| find_own_file(bytes).map(Arc::new)).clone()
+}
+
+fn find_own_file(bytes: &[u8]) -> Option<(File, u64)> {
     let address = bytes.as_ptr().addr() as u64;
     let length = bytes.len() as u64;
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let offset = maps.lines().find_map(|line| file_offset(line, address, length))?;
-    if length == 0 || ![at, offset, length].iter().all(|value| value.is_multiple_of(PAGE)) {
+    if length == 0 || ![offset, length].iter().all(|value| value.is_multiple_of(PAGE)) {
         return None;
     }
     let file = File::open("/proc/self/exe").ok()?;
@@ -95,7 +118,7 @@ fn map_own_file(memory: &Memory, at: u64, bytes: &'static [u8]) -> Option<()> {
         file.read_exact_at(&mut found, offset + page).ok()?;
         (bytes[page as usize..][..PAGE as usize] == found).then_some(())?;
     }
-    sys::map_file(memory, GuestAddress(at), file.as_fd(), offset, length).ok()?.then_some(())
+    Some((file, offset))
 }
 
 /// Where in its file the mapping that `line` of /proc/PID/maps describes has `length` bytes at `address`.

@@ -29,8 +29,11 @@ use vm_memory::{Bytes, GuestAddress};
 use super::error::Error;
 use super::layout::{self, Slot};
 use super::memory::{self, Memory};
+use super::sys;
 
 pub(crate) use entry::set_boot_state;
+
+const HUGE_PAGE: u64 = 2 << 20;
 
 /// What to boot.
 #[derive(Clone, Debug)]
@@ -96,6 +99,8 @@ pub(crate) fn load(
     devices: &[Slot],
 ) -> Result<Entry, Error> {
     let kernel = load_kernel(memory, &source.kernel)?;
+    // What a booting kernel uses down here is strewn: filling it in huge pages costs more than it saves.
+    sys::keep_small(memory, kernel.end.next_multiple_of(HUGE_PAGE).min(memory::low_end(memory_bytes)));
     let initramfs = initramfs::load(memory, memory_bytes, kernel.end, &source.initramfs)?;
     command_line::write(memory, &source.command_line, devices)?;
     mp_table::write(memory, vcpus)?;

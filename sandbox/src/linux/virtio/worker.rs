@@ -8,6 +8,7 @@ use virtio_queue::Queue;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::ring::{Chain, Ring};
+use crate::linux::STACK_BYTES;
 use crate::linux::memory::Memory;
 use crate::linux::sys::borrow_eventfd;
 
@@ -38,8 +39,8 @@ impl Worker {
     ) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let stopped = stop.try_clone()?;
-        let thread =
-            std::thread::Builder::new().name(name.to_owned()).spawn(move || work(rings, &stopped))?;
+        let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES);
+        let thread = thread.spawn(move || work(rings, &stopped))?;
         Ok(Self { stop, thread })
     }
 
