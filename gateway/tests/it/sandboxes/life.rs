@@ -52,6 +52,12 @@ async fn what_cannot_be_is_refused_with_its_reason() {
     let mut wide = place.request("other");
     wide.cpus = Some(2);
     refused(place.client.create(wide).await, Code::Unimplemented, "processor");
+    let mut kept = place.request("other");
+    let source = place.dir.path().join("shared").to_str().unwrap().into();
+    kept.shares = vec![proto::SharedDirectory { source, target: "/".into(), read_only: Some(false) }];
+    refused(place.client.create(kept).await, Code::Unimplemented, "keep what it writes to its root");
+    let smaller = proto::ResizeSandboxRequest { name: "work".into(), memory_bytes: 64 << 20 };
+    refused(place.client.resize(smaller).await, Code::Unimplemented, "be resized");
     let mut terminal = words("work", &["cat"]);
     terminal.terminal = Some(proto::TerminalSize { rows: 24, columns: 80 });
     refused(place.run(terminal, b"").await, Code::Unimplemented, "terminal");

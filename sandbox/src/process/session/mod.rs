@@ -56,6 +56,11 @@ impl Sessions for ProcessEngine {
         if spec.cpus > 1 {
             return Err(unsupported("have more than one processor", "leave `cpus` at 1"));
         }
+        if !spec.layers.is_empty() && spec.shares.iter().any(|share| share.target == "/" && !share.read_only)
+        {
+            let reason = "that takes the linux engine; share a directory at another path";
+            return Err(unsupported("keep what it writes to its root", reason));
+        }
         let config = FilesConfig {
             root: spec.layers.first().cloned(),
             program: spec.program.clone().map(|(target, file)| (target.into_bytes(), file)),
