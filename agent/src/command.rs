@@ -1,7 +1,7 @@
 //! One command: its process, its streams with their credit, how it ended.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Stdio;
 
@@ -215,11 +215,9 @@ impl Out {
     /// holds it.
     fn pump(&mut self, command: u32, ended: bool, link: &mut Link) {
         while let (Some(pipe), true, true) = (&mut self.pipe, self.credit > 0, link.has_room()) {
-            let mut data = vec![0; MOST_PIECE_BYTES.min(self.credit as usize)];
-            match pipe.read(&mut data) {
-                Ok(count) if count > 0 => {
-                    data.truncate(count);
-                    self.credit -= count as u32;
+            match link.read(pipe, MOST_PIECE_BYTES.min(self.credit as usize)) {
+                Ok(data) if !data.is_empty() => {
+                    self.credit -= data.len() as u32;
                     let output = Output { command, stream: self.stream.into(), data };
                     link.push(to_host::Message::Output(output));
                 }

@@ -19,12 +19,15 @@ pub(crate) struct Link {
     outgoing: Vec<u8>,
     /// How many of `outgoing` are sent.
     sent: usize,
+    /// What is read goes here first. One for all streams: only as much of it is ever touched as there is to read.
+    piece: Box<[u8]>,
 }
 
 impl Link {
     /// Over a stream that does not block.
     pub(crate) fn new(stream: OwnedFd) -> Self {
-        Self { stream: stream.into(), frames: Frames::default(), outgoing: Vec::new(), sent: 0 }
+        let piece = vec![0; PIECE].into_boxed_slice();
+        Self { stream: stream.into(), frames: Frames::default(), outgoing: Vec::new(), sent: 0, piece }
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
@@ -46,6 +49,12 @@ impl Link {
         write_frame(&ToHost { message: Some(message) }, &mut self.outgoing);
     }
 
+    /// At most `most` bytes that `from` has now.
+    pub(crate) fn read(&mut self, from: &mut File, most: usize) -> io::Result<Vec<u8>> {
+        let most = most.min(PIECE);
+        from.read(&mut self.piece[..most]).map(|count| self.piece[..count].to_vec())
+    }
+
     /// Sends what the stream takes now.
     pub(crate) fn send(&mut self) -> io::Result<()> {
         while self.sent < self.outgoing.len() {
@@ -63,11 +72,10 @@ impl Link {
 
     /// Reads what is there; afterwards [`Self::next`] has it. An error where the host has gone.
     pub(crate) fn receive(&mut self) -> io::Result<()> {
-        let mut bytes = vec![0; PIECE];
-        match self.stream.read(&mut bytes) {
+        match self.stream.read(&mut self.piece) {
             Ok(0) => Err(io::Error::new(ErrorKind::UnexpectedEof, "the host closed the stream")),
             Ok(count) => {
-                self.frames.push(&bytes[..count]);
+                self.frames.push(&self.piece[..count]);
                 Ok(())
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(()),

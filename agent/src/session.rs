@@ -7,9 +7,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use novum_proto::guest::PROTOCOL;
 use novum_proto::guest::v1::{Adopt, Adopted, Failed, Hello, Ready, Resize, Start, to_guest, to_host};
 
+use crate::adopt::Adopter;
 use crate::command::Command;
 use crate::link::Link;
-use crate::{adopt, files, setup, sys};
+use crate::{files, setup, sys};
 
 /// How often a command is looked at whose waiting for input is to be told.
 const WATCH_MS: i32 = 2;
@@ -17,7 +18,7 @@ const WATCH_MS: i32 = 2;
 /// Serves the host until it goes away or says that the guest shall end.
 pub(crate) fn serve(link: Link) -> io::Result<()> {
     let children = sys::ChildSignals::new()?;
-    let mut session = Session { link, commands: BTreeMap::new(), over: false };
+    let mut session = Session { link, adopter: Adopter::default(), commands: BTreeMap::new(), over: false };
     session.hello();
     while !session.over {
         session.wait(&children)?;
@@ -28,6 +29,7 @@ pub(crate) fn serve(link: Link) -> io::Result<()> {
 
 struct Session {
     link: Link,
+    adopter: Adopter,
     commands: BTreeMap<u32, Command>,
     over: bool,
 }
@@ -85,10 +87,12 @@ impl Session {
     fn receive(&mut self, message: to_guest::Message) -> io::Result<()> {
         use to_guest::Message;
         match message {
-            Message::Setup(wanted) => match setup::apply(&wanted) {
-                Ok(()) => self.link.push(to_host::Message::Ready(Ready {})),
-                Err(error) => self.fail(0, &error),
-            },
+            Message::Setup(wanted) => {
+                match setup::apply(&wanted).and_then(|()| self.adopter.prepare(&wanted.machine_id)) {
+                    Ok(()) => self.link.push(to_host::Message::Ready(Ready {})),
+                    Err(error) => self.fail(0, &error),
+                }
+            }
             Message::Start(start) => self.start(&start),
             // It may have ended while this was on its way.
             Message::Input(input) => {
@@ -121,7 +125,7 @@ impl Session {
 
     /// A guest that could not become itself does nothing more.
     fn adopt(&mut self, adopt: &Adopt) -> io::Result<()> {
-        match adopt::apply(adopt) {
+        match self.adopter.apply(adopt) {
             Ok(()) => self.link.push(to_host::Message::Adopted(Adopted {})),
             Err(error) => {
                 self.fail(0, &error);

@@ -14,7 +14,7 @@ use std::path::Path;
 use novum_proto::guest::v1::{Clock, Entropy, Mount, Network, Root, Setup};
 
 use crate::boot::doing;
-use crate::{adopt, sys};
+use crate::sys;
 
 const NEW_ROOT: &str = "/root";
 const TOP: &str = "/top";
@@ -41,13 +41,14 @@ pub(crate) fn apply(setup: &Setup) -> io::Result<()> {
     set_host_name(&setup.hostname)?;
     make_root(setup.root.as_ref().unwrap_or(&Root::default()))?;
     setup.mounts.iter().try_for_each(add_mount)?;
-    adopt::set_machine_id(&setup.machine_id)?;
     setup.network.as_ref().map_or(Ok(()), set_network)
 }
 
 /// Mixes the host's bytes into the kernel's generator, which begins anew with them.
 pub(crate) fn reseed(entropy: &Entropy) -> io::Result<()> {
-    sys::add_entropy(&entropy.bytes).map_err(|error| doing("reseeding".into(), &error))
+    sys::Generator::open()
+        .and_then(|generator| generator.reseed(&entropy.bytes))
+        .map_err(|error| doing("reseeding".into(), &error))
 }
 
 /// Sets the wall clock.

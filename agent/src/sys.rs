@@ -83,22 +83,31 @@ pub(crate) fn set_clock(nanoseconds: u64) -> io::Result<()> {
     check(unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &raw const time) }.into()).map(drop)
 }
 
-/// Credits `bytes` to the kernel's generator and makes it begin anew.
-pub(crate) fn add_entropy(bytes: &[u8]) -> io::Result<()> {
-    #[repr(C)]
-    struct Pool {
-        bits: i32,
-        size: i32,
-        bytes: [u8; MOST_ENTROPY],
+/// The kernel's generator, open.
+pub(crate) struct Generator(File);
+
+impl Generator {
+    pub(crate) fn open() -> io::Result<Self> {
+        File::options().write(true).open("/dev/urandom").map(Self)
     }
-    let bytes = &bytes[..bytes.len().min(MOST_ENTROPY)];
-    let mut pool = Pool { bits: bytes.len() as i32 * 8, size: bytes.len() as i32, bytes: [0; MOST_ENTROPY] };
-    pool.bytes[..bytes.len()].copy_from_slice(bytes);
-    let device = File::options().write(true).open("/dev/urandom")?;
-    // SAFETY: the kernel reads two numbers and `size` bytes behind them, all of `pool`.
-    check(unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY, &raw const pool) }.into())?;
-    // SAFETY: no argument.
-    check(unsafe { libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG) }.into()).map(drop)
+
+    /// Credits `bytes` to it and makes it begin anew.
+    pub(crate) fn reseed(&self, bytes: &[u8]) -> io::Result<()> {
+        #[repr(C)]
+        struct Pool {
+            bits: i32,
+            size: i32,
+            bytes: [u8; MOST_ENTROPY],
+        }
+        let bytes = &bytes[..bytes.len().min(MOST_ENTROPY)];
+        let mut pool =
+            Pool { bits: bytes.len() as i32 * 8, size: bytes.len() as i32, bytes: [0; MOST_ENTROPY] };
+        pool.bytes[..bytes.len()].copy_from_slice(bytes);
+        // SAFETY: the kernel reads two numbers and `size` bytes behind them, all of `pool`.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), RNDADDENTROPY, &raw const pool) }.into())?;
+        // SAFETY: no argument.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), RNDRESEEDCRNG) }.into()).map(drop)
+    }
 }
 
 /// finit_module(2).

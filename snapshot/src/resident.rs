@@ -22,25 +22,38 @@ impl PageSet {
     /// # Errors
     /// Those of reading /proc/self/pagemap.
     pub fn private(address: *const u8, len: usize) -> io::Result<Self> {
-        let page_size = rustix::param::page_size();
-        let pagemap = File::open("/proc/self/pagemap")?;
-        let pages = len.div_ceil(page_size);
-        let mut offset = (address.addr() / page_size * 8) as u64;
-        let mut set = Self::default();
-        let mut buf = [0; 32 << 10];
-        let mut page = 0;
-        while page < pages as u64 {
-            let n = buf.len().min((pages - page as usize) * 8);
-            pagemap.read_exact_at(&mut buf[..n], offset)?;
-            for entry in buf[..n].chunks_exact(8) {
-                let entry = entry.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte));
-                if entry & SWAPPED != 0 || entry & (PRESENT | FILE_OR_SHARED) == PRESENT {
-                    set.push(page..page + 1);
-                }
-                page += 1;
-            }
-            offset += n as u64;
-        }
-        Ok(set)
+        scan(address, len, |entry| entry & SWAPPED != 0 || entry & (PRESENT | FILE_OR_SHARED) == PRESENT)
     }
+
+    /// The pages of private memory that this process has at hand as they are in a file: it has read them, or the kernel
+    /// has brought them in beside one that it read.
+    ///
+    /// # Errors
+    /// Those of reading /proc/self/pagemap.
+    pub fn of_files(address: *const u8, len: usize) -> io::Result<Self> {
+        scan(address, len, |entry| entry & (PRESENT | FILE_OR_SHARED) == PRESENT | FILE_OR_SHARED)
+    }
+}
+
+/// The pages whose entries in the process's page map are `wanted`.
+fn scan(address: *const u8, len: usize, wanted: impl Fn(u64) -> bool) -> io::Result<PageSet> {
+    let page_size = rustix::param::page_size();
+    let pagemap = File::open("/proc/self/pagemap")?;
+    let pages = len.div_ceil(page_size);
+    let mut offset = (address.addr() / page_size * 8) as u64;
+    let mut set = PageSet::default();
+    let mut buf = [0; 32 << 10];
+    let mut page = 0;
+    while page < pages as u64 {
+        let n = buf.len().min((pages - page as usize) * 8);
+        pagemap.read_exact_at(&mut buf[..n], offset)?;
+        for entry in buf[..n].as_chunks::<8>().0 {
+            if wanted(u64::from_ne_bytes(*entry)) {
+                set.push(page..page + 1);
+            }
+            page += 1;
+        }
+        offset += n as u64;
+    }
+    Ok(set)
 }

@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 use super::engine::command_error;
 use super::guest::{Command, CommandError, Guest, GuestConfig, Identity, Streams};
 use super::memory::Memory;
+use super::ready::Ready;
 use super::snapshot::private_bytes;
 use crate::engine::{Image, Invocation, Renewal, Reply, Sandbox};
 use crate::error::Error;
@@ -47,6 +48,7 @@ pub(super) struct LinuxImage {
     snapshot: Snapshot,
     /// The memory of the living guests.
     live: Mutex<Vec<Weak<Memory>>>,
+    ready: Ready,
 }
 
 impl LinuxImage {
@@ -70,7 +72,12 @@ impl LinuxImage {
         drop(guest);
         let snapshot =
             saved.and_then(|digest| Snapshot::open(&store, &digest).map_err(|error| save_error(&error)));
-        let image = snapshot.map(|snapshot| Self { template, snapshot, live: Mutex::default() });
+        let image = snapshot.map(|snapshot| Self {
+            template,
+            snapshot,
+            live: Mutex::default(),
+            ready: Ready::default(),
+        });
         let image = match (image, kept.filter(|_| keep)) {
             (Ok(image), Some(kept)) => Ok(image.keep(kept, store, begun).await),
             (image, _) => image,
@@ -99,9 +106,11 @@ impl LinuxImage {
         let loaded = tokio::task::spawn_blocking(move || from.load(&guest)).await;
         let loaded = loaded.map_err(|error| error.to_string())?.map_err(|error| super::with_cause(&error))?;
         let Some(snapshot) = loaded else { return Ok(None) };
-        let image = Self { template: template.clone(), snapshot, live: Mutex::default() };
+        let image =
+            Self { template: template.clone(), snapshot, live: Mutex::default(), ready: Ready::default() };
         // What no check has found is found by the guest itself, before anybody waits for it.
-        image.restore().await.map_err(|error| super::with_cause(&error))?;
+        let mut guest = image.restore().await.map_err(|error| super::with_cause(&error))?;
+        guest.become_itself().await.map_err(|error| super::with_cause(&error))?;
         Ok(Some(image))
     }
 
@@ -127,9 +136,10 @@ impl LinuxImage {
         self
     }
 
-    async fn restore(&self) -> Result<Guest, Error> {
+    /// Who each of its guests is.
+    fn identity(&self) -> Identity {
         let GuestConfig { root, directories, patience, .. } = &self.template.guest;
-        let identity = Identity {
+        Identity {
             hostname: String::new(),
             machine_id: None,
             root: root.clone(),
@@ -137,8 +147,12 @@ impl LinuxImage {
             network: None,
             balloon: false,
             patience: *patience,
-        };
-        let guest = Guest::restore(&self.snapshot, &identity).await?;
+        }
+    }
+
+    /// A guest that becomes itself while it is already given work.
+    async fn restore(&self) -> Result<Guest, Error> {
+        let guest = self.ready.wake(&self.snapshot, &self.identity()).await?;
         let mut live = self.live.lock();
         live.retain(|memory| memory.strong_count() > 0);
         live.push(guest.memory());
@@ -224,8 +238,11 @@ impl Sandbox for LinuxSandbox {
         };
         let reply = guest.reply_of(done, &*log, &command)?;
         if guest.is_running() {
+            self.image.ready.learn(&guest);
             self.guest = Some(guest);
         }
+        let image = self.image.clone();
+        tokio::spawn(async move { image.ready.refill(&image.snapshot, &image.identity()).await });
         Ok(reply)
     }
 

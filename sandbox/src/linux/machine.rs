@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -32,7 +33,9 @@ use super::generation;
 use super::layout::{self, MAX_VCPUS, SERIAL_GSI, SERIAL_PORT, SLEEP_CONTROL_PORT, Slot, VIRTIO_MMIO_SIZE};
 use super::memory::{self, Memory};
 use super::pause::Gate;
-use super::snapshot::{self, Copy, MachineState, Processors, SnapshotError, Uart, device_owner};
+use super::snapshot::{
+    self, Clocks, Copy, MachineState, Processors, SnapshotError, Uart, WorkingSet, device_owner,
+};
 use super::sys;
 use super::vcpu::{self, Runner};
 use super::virtio::VirtioDevice;
@@ -125,6 +128,10 @@ pub struct Machine {
     made: MachineState,
     /// What its memory is mapped from.
     parent: Option<Snapshot>,
+    /// The devices have their threads.
+    devices_run: AtomicBool,
+    /// Of a machine that was restored and has not run.
+    clocks: Mutex<Option<Clocks>>,
     // Dropped in this order: KVM lets go of the memory before it is unmapped.
     vm: Arc<VmFd>,
     memory: Arc<Memory>,
@@ -180,6 +187,16 @@ impl Machine {
         devices: &[Device],
         console: Box<dyn Write + Send>,
     ) -> Result<Self, Error> {
+        Self::restore_with(snapshot, devices, console, None)
+    }
+
+    /// As [`Self::restore`], with the pages of `working_set` at hand.
+    pub(crate) fn restore_with(
+        snapshot: &Snapshot,
+        devices: &[Device],
+        console: Box<dyn Write + Send>,
+        working_set: Option<&WorkingSet>,
+    ) -> Result<Self, Error> {
         let host = vm::host().map_err(|error| Error::Unavailable(error.to_string()))?;
         let made = MachineState::take(snapshot, host)?;
         if devices.len() != usize::from(made.devices) {
@@ -187,18 +204,24 @@ impl Machine {
             return Err(SnapshotError::Refused(reason).into());
         }
         let memory = Arc::new(snapshot::restore_memory(snapshot, made.memory_bytes)?);
+        if let Some(set) = working_set {
+            set.populate(&memory);
+        }
         generation::renew(&memory)?;
         let slots = slots(devices.len())?;
         let uart = snapshot.take(snapshot::SERIAL_OWNER).map_err(SnapshotError::from)?;
         let parts = Parts::make(host, &made, memory.clone(), &slots, devices, console, Some(uart))?;
-        Processors::restore(snapshot, &parts.vm, parts.vcpus.iter())?;
+        let clocks = Processors::restore(snapshot, &parts.vm, parts.vcpus.iter())?;
         generation::tell(&parts.vm)?;
         for (index, transport) in parts.transports.iter().enumerate() {
             transport.lock().restore(&device_owner(index), snapshot).map_err(SnapshotError::from)?;
         }
         let gate = Gate::default();
         gate.close();
-        parts.start(made, memory, Some(snapshot.clone()), gate)
+        let machine = parts.start(made, memory, Some(snapshot.clone()), gate)?;
+        *machine.clocks.lock() = Some(clocks);
+        machine.devices_run.store(false, Ordering::SeqCst);
+        Ok(machine)
     }
 
     /// Stops all vCPUs between two instructions and all devices between two requests. Nothing in the guest goes on until
@@ -219,6 +242,22 @@ impl Machine {
         for transport in &self.transports {
             transport.lock().pause();
         }
+        self.devices_run.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Gives the devices of a paused machine their threads ahead of [`Self::resume`], for which there is then less to do. The
+    /// guest still stands.
+    ///
+    /// # Errors
+    /// Where a device has no thread; the machine then stays paused.
+    pub(crate) fn start_devices(&self) -> Result<(), SnapshotError> {
+        if self.devices_run.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
+        for transport in &self.transports {
+            transport.lock().resume().map_err(SnapshotError::host("starting a device"))?;
+        }
         Ok(())
     }
 
@@ -227,13 +266,16 @@ impl Machine {
     /// # Errors
     /// Where a device has no thread; the machine then stays paused.
     pub fn resume(&self) -> Result<(), SnapshotError> {
-        for transport in &self.transports {
-            transport.lock().resume().map_err(SnapshotError::host("starting a device"))?;
+        self.start_devices()?;
+        let vcpus: Vec<_> = self.threads.iter().map(|thread| thread.vcpu.lock()).collect();
+        if let Some(clocks) = self.clocks.lock().take() {
+            clocks.write(&self.vm, vcpus.iter().map(|vcpu| &**vcpu))?;
         }
-        for thread in &self.threads {
+        for vcpu in &vcpus {
             // It fails where the guest does not use KVM's clock, which then needs not be told.
-            let _ = thread.vcpu.lock().kvmclock_ctrl();
+            let _ = vcpu.kvmclock_ctrl();
         }
+        drop(vcpus);
         self.gate.open();
         Ok(())
     }
@@ -335,6 +377,11 @@ impl Machine {
         sys::resident_bytes(&self.memory)
     }
 
+    /// What it has touched of the snapshot that it came from.
+    pub(crate) fn working_set(&self) -> std::io::Result<WorkingSet> {
+        WorkingSet::learn(&self.memory)
+    }
+
     /// Its memory, for whoever counts it.
     pub(crate) fn memory(&self) -> Weak<Memory> {
         Arc::downgrade(&self.memory)
@@ -417,6 +464,8 @@ impl Parts {
             transports,
             made,
             parent,
+            devices_run: AtomicBool::new(true),
+            clocks: Mutex::new(None),
             vm,
             memory,
         };

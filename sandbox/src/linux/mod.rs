@@ -21,6 +21,7 @@ pub mod layout;
 pub mod machine;
 mod memory;
 mod pause;
+mod ready;
 mod session;
 pub mod snapshot;
 mod sys;
@@ -33,7 +34,7 @@ pub use end::End;
 pub use engine::LinuxEngine;
 pub use error::Error;
 pub use machine::{Device, Machine, MachineConfig, Saved};
-pub use snapshot::SnapshotError;
+pub use snapshot::{SnapshotError, WorkingSet};
 pub use virtio::StateError;
 
 /// Whether this machine can run the engine; `Err` says why not and what to do.

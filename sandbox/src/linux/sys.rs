@@ -87,15 +87,24 @@ pub(crate) fn bytes(region: &vm_memory::GuestRegionMmap<()>) -> &[u8] {
     unsafe { std::slice::from_raw_parts(region.as_ptr(), region.len() as usize) }
 }
 
-/// Makes `length` bytes of a region of ours present and writable ahead of their use. Where the kernel cannot, they become so
-/// when they are written.
-pub(crate) fn populate(region: &vm_memory::GuestRegionMmap<()>, offset: u64, length: u64) {
+/// What memory is made ready for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum For {
+    /// The file's pages are at hand; the first write to one still copies it.
+    Reading = libc::MADV_POPULATE_READ as isize,
+    /// Each page is this process's own.
+    Writing = libc::MADV_POPULATE_WRITE as isize,
+}
+
+/// Makes `length` bytes of a region of ours present ahead of their use. Where the kernel cannot, they become so when they are
+/// used.
+pub(crate) fn populate(region: &vm_memory::GuestRegionMmap<()>, offset: u64, length: u64, purpose: For) {
     let within = offset.checked_add(length).is_some_and(|end| end <= region.len());
     assert!(within && offset.is_multiple_of(PAGE), "whole pages of the region");
     // SAFETY: the range lies in the region's mapping, as was checked; populating changes no byte of it.
     unsafe {
         let at = region.as_ptr().add(offset as usize);
-        libc::madvise(at.cast(), length as usize, libc::MADV_POPULATE_WRITE);
+        libc::madvise(at.cast(), length as usize, purpose as libc::c_int);
     }
 }
 

@@ -37,9 +37,9 @@ pub(crate) use known::{Known, known};
 pub(crate) use mux::{FileFailed, Mux, MuxError, Saved};
 pub use network::{Address, Network};
 pub use run::{CommandEnd, Control, Done, Streams};
-pub use snapshot::Identity;
 pub(crate) use snapshot::NOT_SAVED;
-use snapshot::Places;
+use snapshot::{Adopting, Places};
+pub use snapshot::{Identity, Standing};
 
 /// Address of a guest on its own vsock; every guest has a device of its own.
 const GUEST_CID: u64 = 3;
@@ -296,6 +296,8 @@ pub struct Guest {
     kept: bool,
     /// The command that waited for its input when the guest was saved.
     begun: Option<run::Begun>,
+    /// It was told who it is, and has not answered yet.
+    adopting: Option<Adopting>,
     /// How long it stood when it was saved last.
     stood: Duration,
 }
@@ -340,6 +342,7 @@ impl Guest {
             balloon,
             kept: matches!(config.root, Root::Kept { .. }),
             begun: None,
+            adopting: None,
             stood: Duration::ZERO,
         })
     }
@@ -349,16 +352,22 @@ impl Guest {
     /// # Errors
     /// Where it does not come to its own end.
     pub async fn run(&mut self, command: &Command, streams: Streams) -> Result<Done, CommandError> {
+        self.plug_in().await?;
         self.commands += 1;
-        tokio::select! {
+        let (number, adopting) = (self.commands, self.adopting.clone());
+        let done = tokio::select! {
             biased;
-            done = run::run(&mut self.channel, self.commands, command, streams) => match done {
+            done = run::run(&mut self.channel, number, command, streams, adopting) => match done {
                 // A guest that dies takes the stream with it; that it died says more.
                 Err(error @ CommandError::Channel(_)) => Err(self.machine.end_now().map_or(error, CommandError::Ended)),
                 other => other,
             },
             end = self.machine.ended() => Err(CommandError::Ended(end)),
+        };
+        if done.is_ok() {
+            self.note_itself();
         }
+        done
     }
 
     /// Whether it has not ended.

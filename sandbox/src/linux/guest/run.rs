@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::{Receiver, Sender};
 
 use super::channel::{ChannelError, Wire};
+use super::snapshot::Adopting;
 use super::{Command, CommandError};
 use crate::engine::{Input, LogSink, Output};
 
@@ -68,15 +69,19 @@ pub struct Done {
     pub first_byte: Option<Duration>,
 }
 
-/// Runs `command`, which the guest knows as `number`. Giving the future up leaves the command running in the guest.
+/// Runs `command`, which the guest knows as `number`. Giving the future up leaves the command running in the guest. A guest
+/// that is `adopting` its identity has it behind that, and nothing of it counts before the guest has become itself.
 pub(super) async fn run<W: Wire>(
     channel: &mut W,
     number: u32,
     command: &Command,
     streams: Streams,
+    adopting: Option<Adopting>,
 ) -> Result<Done, CommandError> {
-    let run = Run::new(channel, number, streams);
+    let mut run = Run::new(channel, number, streams);
     run.channel.push(to_guest::Message::Start(command.message(number)));
+    run.send_input();
+    run.become_itself(adopting, &mut None).await?;
     run.finish().await
 }
 
@@ -151,20 +156,26 @@ pub(super) async fn begin<W: Wire>(
     Ok(Some(Begun { number, left, output, log }))
 }
 
-/// Goes on with a command that waits for its input, as [`run`] does with a new one.
+/// Goes on with the command that waits for its input, as [`run`] does with a new one.
 pub(super) async fn go_on<W: Wire>(
     channel: &mut W,
-    begun: &Begun,
+    waiting: &mut Option<Begun>,
     streams: Streams,
+    adopting: Option<Adopting>,
 ) -> Result<Done, CommandError> {
-    let mut run = Run::new(channel, begun.number, streams);
+    let none = || CommandError::Agent("no command waits for its input".into());
+    let number = waiting.as_ref().map(|begun| begun.number).ok_or_else(none)?;
+    let mut run = Run::new(channel, number, streams);
+    run.send_input();
+    run.become_itself(adopting, waiting).await?;
+    let begun = waiting.take().ok_or_else(none)?;
     if let (Sink::Log(log), false) = (&run.sinks[1], begun.log.is_empty()) {
         log.write(&begun.log);
     }
     // What it wrote before it waited is the first of this run's output; its credit is accounted for.
     run.left[0] = begun.left[0] + begun.output.len();
     run.left[1] = begun.left[1];
-    run.take(Stream::Output, begun.output.clone())?;
+    run.take(Stream::Output, begun.output)?;
     run.finish().await
 }
 
@@ -275,6 +286,18 @@ impl<'a, W: Wire> Run<'a, W> {
             waiting: false,
             tell_begun: None,
         }
+    }
+
+    async fn become_itself(
+        &mut self,
+        adopting: Option<Adopting>,
+        waiting: &mut Option<Begun>,
+    ) -> Result<(), CommandError> {
+        let Some(adopting) = adopting else { return Ok(()) };
+        let (deadline, begun) = (self.deadline, self.begun);
+        let adopted = adopting.wait(self.channel, waiting);
+        let late = |_| CommandError::Deadline { after: begun.elapsed() };
+        tokio::time::timeout_at(deadline.into(), adopted).await.map_err(late)?
     }
 
     async fn finish(mut self) -> Result<Done, CommandError> {

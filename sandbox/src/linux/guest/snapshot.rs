@@ -8,23 +8,24 @@
 //! A guest that could not become itself is never handed out.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use novum_proto::guest::PORT;
 use novum_proto::guest::v1::{Adopt, Signal, to_guest, to_host};
 use novum_snapshot::{Digest, MigrateError, Snapshot, State, Store, Writer};
 use serde::{Deserialize, Serialize};
 
-use super::channel::{Channel, Pending};
+use super::channel::{Channel, Pending, Wire};
 use super::run::{self, Begun};
 use super::{
     BootError, Command, CommandError, Console, Directory, Done, GUEST_CID, Guest, Network, Root, Streams,
     balloon, clock, devices, entropy,
 };
 use crate::kept::Held;
-use crate::linux::Device;
+use crate::linux::balloon::Balloon;
+use crate::linux::net::Net;
 use crate::linux::vsock::{Stream, Vsock};
-use crate::linux::{Machine, Saved, SnapshotError};
+use crate::linux::{Device, Machine, Saved, SnapshotError, WorkingSet};
 
 /// As Linux numbers it.
 const SIGKILL: u32 = 9;
@@ -135,8 +136,9 @@ impl Guest {
     /// # Errors
     /// Where it does not start, or `patience` has passed.
     pub async fn begin(&mut self, command: &Command, patience: Duration) -> Result<bool, CommandError> {
+        self.become_itself().await.map_err(not_itself)?;
         self.commands += 1;
-        let deadline = std::time::Instant::now() + patience;
+        let deadline = Instant::now() + patience;
         self.begun = tokio::select! {
             biased;
             begun = run::begin(&mut self.channel, self.commands, command, deadline) => begun?,
@@ -163,16 +165,20 @@ impl Guest {
     /// # Errors
     /// As [`Self::run`]; where none waits.
     pub async fn go_on(&mut self, streams: Streams) -> Result<Done, CommandError> {
-        let none = || CommandError::Agent("no command waits for its input".into());
-        let begun = self.begun.take().ok_or_else(none)?;
-        tokio::select! {
+        self.plug_in().await?;
+        let adopting = self.adopting.clone();
+        let done = tokio::select! {
             biased;
-            done = run::go_on(&mut self.channel, &begun, streams) => match done {
+            done = run::go_on(&mut self.channel, &mut self.begun, streams, adopting) => match done {
                 Err(error @ CommandError::Channel(_)) => Err(self.machine.end_now().map_or(error, CommandError::Ended)),
                 other => other,
             },
             end = self.machine.ended() => Err(CommandError::Ended(end)),
+        };
+        if done.is_ok() {
+            self.note_itself();
         }
+        done
     }
 
     /// Saves the guest, which stands meanwhile and then goes on.
@@ -193,6 +199,7 @@ impl Guest {
         if self.kept {
             return Err(SnapshotError::Refused(NOT_SAVED.into()));
         }
+        self.become_itself().await.map_err(|error| SnapshotError::Refused(error.to_string()))?;
         let state = AgentState {
             kernel: self.kernel.clone(),
             commands: self.commands,
@@ -240,63 +247,50 @@ impl Guest {
     /// # Errors
     /// Where this host or the identity does not fit, KVM refuses, or the guest could not become itself in time.
     pub async fn restore(snapshot: &Snapshot, identity: &Identity) -> Result<Self, BootError> {
-        let state: AgentState = snapshot.take("").map_err(SnapshotError::from)?;
-        if matches!(identity.root, Root::Kept { .. }) {
-            return Err(SnapshotError::Refused(NOT_SAVED.into()).into());
-        }
-        let Identity { root, directories, network, .. } = identity;
-        if state.places != Places::of(root, directories, network.is_some()) {
-            let reason = format!(
-                "its directories and network card are not those of the snapshot, which has {:?}",
-                state.places
-            );
-            return Err(SnapshotError::Refused(reason).into());
-        }
-        let host = |doing| move |source| BootError::Host { doing, source };
-        let vsock = Vsock::new(GUEST_CID).map_err(host("making a vsock device"))?;
-        let console = Console::default();
-        let (mut devices, ..) = devices(root, directories, network.as_ref(), vsock.clone())?;
-        let balloon = balloon(identity.balloon)?;
-        devices.extend(balloon.clone().map(Device::Balloon));
-        let (from, log) = (snapshot.clone(), Box::new(console.clone()));
-        // It takes a millisecond or more: not on a thread that serves others.
-        let machine = tokio::task::spawn_blocking(move || Machine::restore(&from, &devices, log)).await;
-        let machine = machine.map_err(|error| host("making the machine")(std::io::Error::other(error)))??;
-        let machine = Arc::new(machine);
-        let stream = vsock.take_over(PORT).into_iter().next();
-        let stream = stream.ok_or_else(|| SnapshotError::Refused("it has no stream to an agent".into()))?;
-        let mut channel = Channel::resume(stream, state.pending.clone());
-        channel.push(to_guest::Message::Adopt(adopt(identity)?));
-        // It lies in the stream before the guest's first instruction.
-        channel.send_now().await?;
-        // Under its old address it reaches nobody.
-        let cut = |up| network.iter().for_each(|network| network.card.set_link(up));
-        cut(false);
-        machine.resume()?;
-        let AgentState { kernel, commands, places, mut begun, .. } = state;
+        let standing = Standing::make(snapshot, identity, None).await?;
+        let mut guest = standing.wake(identity).await?;
+        guest.become_itself().await?;
+        Ok(guest)
+    }
+
+    /// Waits until a guest that was woken has become itself.
+    ///
+    /// # Errors
+    /// Where it could not, or not in time: it is then of no use.
+    pub async fn become_itself(&mut self) -> Result<(), BootError> {
+        let Some(Adopting { until, after, .. }) = self.adopting else { return Ok(()) };
         let adopted = async {
             tokio::select! {
-                adopted = wait_adopted(&mut channel, &mut begun) => adopted,
-                end = machine.ended() => Err(BootError::Ended { end, console: console.tail() }),
+                adopted = wait_adopted(&mut self.channel, &mut self.begun) => adopted,
+                end = self.machine.ended() => Err(BootError::Ended { end, console: self.console.tail() }),
             }
         };
-        let after = identity.patience;
-        tokio::time::timeout(after, adopted)
+        tokio::time::timeout_at(until.into(), adopted)
             .await
-            .unwrap_or_else(|_| Err(BootError::TooSlow { after, console: console.tail() }))?;
-        cut(true);
-        Ok(Self {
-            machine,
-            channel,
-            console,
-            commands,
-            kernel,
-            places,
-            balloon,
-            kept: false,
-            begun,
-            stood: Duration::ZERO,
-        })
+            .unwrap_or_else(|_| Err(BootError::TooSlow { after, console: self.console.tail() }))?;
+        self.note_itself();
+        Ok(())
+    }
+
+    /// A guest with a network card gets its link before it gets work.
+    pub(super) async fn plug_in(&mut self) -> Result<(), CommandError> {
+        match &self.adopting {
+            Some(Adopting { card: Some(_), .. }) => self.become_itself().await.map_err(not_itself),
+            _ => Ok(()),
+        }
+    }
+
+    /// It has become itself: it may reach others, under its own address.
+    pub(super) fn note_itself(&mut self) {
+        if let Some(card) = self.adopting.take().and_then(|adopting| adopting.card) {
+            card.set_link(true);
+        }
+    }
+
+    /// What it has touched of the snapshot that it came from; for [`Standing::make`], from a guest that was made without one.
+    #[must_use]
+    pub fn working_set(&self) -> Option<WorkingSet> {
+        self.machine.working_set().ok()
     }
 
     /// As many guests as there are identities, each of which goes on from here as somebody of its own; this one goes on
@@ -316,9 +310,131 @@ impl Guest {
     }
 }
 
+/// A restored guest that has been told who it is and has not said yet that it has become so.
+#[derive(Clone, Debug)]
+pub(super) struct Adopting {
+    until: Instant,
+    after: Duration,
+    /// Without a link until then.
+    card: Option<Net>,
+}
+
+/// A guest that was restored and stands where the saved one stood: nobody yet, and without an instruction run. It can wait
+/// so for as long as wanted, for [`Standing::wake`] to be quick.
+#[derive(Debug)]
+pub struct Standing {
+    machine: Arc<Machine>,
+    stream: Stream,
+    console: Console,
+    state: AgentState,
+    card: Option<Net>,
+    balloon: Option<Balloon>,
+}
+
+impl Standing {
+    /// Makes it, with what `identity` says it stands for on the host and the pages of `working_set` at hand.
+    ///
+    /// # Errors
+    /// Where this host or the directories do not fit, or KVM refuses.
+    pub async fn make(
+        snapshot: &Snapshot,
+        identity: &Identity,
+        working_set: Option<&Arc<WorkingSet>>,
+    ) -> Result<Self, BootError> {
+        let Identity { root, directories, network, .. } = identity;
+        let state: AgentState = snapshot.take("").map_err(SnapshotError::from)?;
+        if matches!(root, Root::Kept { .. }) {
+            return Err(SnapshotError::Refused(NOT_SAVED.into()).into());
+        }
+        if state.places != Places::of(root, directories, network.is_some()) {
+            let reason = format!(
+                "its directories and network card are not those of the snapshot, which has {:?}",
+                state.places
+            );
+            return Err(SnapshotError::Refused(reason).into());
+        }
+        let host = |doing| move |source| BootError::Host { doing, source };
+        let vsock = Vsock::new(GUEST_CID).map_err(host("making a vsock device"))?;
+        let console = Console::default();
+        let (mut devices, ..) = devices(root, directories, network.as_ref(), vsock.clone())?;
+        let balloon = balloon(identity.balloon)?;
+        devices.extend(balloon.clone().map(Device::Balloon));
+        let (from, log) = (snapshot.clone(), Box::new(console.clone()));
+        let (set, card) = (working_set.cloned(), network.as_ref().map(|network| network.card.clone()));
+        // Under its old address it reaches nobody.
+        card.iter().for_each(|card| card.set_link(false));
+        // It takes a millisecond or more: not on a thread that serves others.
+        let made = tokio::task::spawn_blocking(move || {
+            let machine = Machine::restore_with(&from, &devices, log, set.as_deref())?;
+            let stream = vsock.take_over(PORT).into_iter().next();
+            let stream =
+                stream.ok_or_else(|| SnapshotError::Refused("it has no stream to an agent".into()))?;
+            machine.start_devices()?;
+            Ok::<_, BootError>((machine, stream))
+        });
+        let made = made.await.map_err(|error| host("making the machine")(std::io::Error::other(error)))?;
+        let (machine, stream) = made?;
+        Ok(Self { machine: Arc::new(machine), stream, console, state, card, balloon })
+    }
+
+    /// Lets it run as `identity`, of which directories, card and balloon were settled when it was made. Whatever is sent to it from now on
+    /// it sees after it has become itself; where it cannot, it powers off instead. See [`Guest::become_itself`].
+    ///
+    /// # Errors
+    /// Where KVM refuses.
+    pub async fn wake(self, identity: &Identity) -> Result<Guest, BootError> {
+        let Self { machine, stream, console, state, card, balloon } = self;
+        let AgentState { kernel, commands, places, begun, pending } = state;
+        let mut channel = Channel::resume(stream, pending);
+        channel.push(to_guest::Message::Adopt(adopt(identity)?));
+        // It lies in the stream before the guest's first instruction.
+        channel.send_now().await?;
+        machine.resume()?;
+        let after = identity.patience;
+        let adopting = Some(Adopting { until: Instant::now() + after, after, card });
+        let stood = Duration::ZERO;
+        let kept = false;
+        Ok(Guest {
+            machine,
+            channel,
+            console,
+            commands,
+            kernel,
+            places,
+            balloon,
+            kept,
+            begun,
+            adopting,
+            stood,
+        })
+    }
+}
+
 impl From<SnapshotError> for BootError {
     fn from(error: SnapshotError) -> Self {
         Self::Machine(error.into())
+    }
+}
+
+/// A guest that could not become itself ran no command.
+pub(super) fn not_itself(error: BootError) -> CommandError {
+    match error {
+        BootError::Channel(error) => CommandError::Channel(error),
+        BootError::Ended { end, .. } => CommandError::Ended(end),
+        error => CommandError::Agent(error.to_string()),
+    }
+}
+
+impl Adopting {
+    /// Waits until the guest has become itself, for a command that was sent behind its identity.
+    pub(super) async fn wait<W: Wire>(
+        self,
+        channel: &mut W,
+        begun: &mut Option<Begun>,
+    ) -> Result<(), CommandError> {
+        let adopted = tokio::time::timeout_at(self.until.into(), wait_adopted(channel, begun)).await;
+        let slow = || CommandError::Agent(format!("the guest did not become itself within {:?}", self.after));
+        adopted.map_err(|_| slow())?.map_err(not_itself)
     }
 }
 
@@ -347,7 +463,10 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 
 /// The agent's answer. What the waiting command still wrote is kept; what else is said is about commands that ran when the
 /// guest was saved, and who started them is not here.
-async fn wait_adopted(channel: &mut Channel<Stream>, begun: &mut Option<Begun>) -> Result<(), BootError> {
+pub(super) async fn wait_adopted<W: Wire>(
+    channel: &mut W,
+    begun: &mut Option<Begun>,
+) -> Result<(), BootError> {
     let excess = || BootError::Setup("the agent sent more than it was granted".into());
     loop {
         let message = channel.next().await?;

@@ -49,7 +49,7 @@ async fn run_against(bytes: Vec<u8>, streams: Streams) -> Result<Done, CommandEr
     tokio::spawn(async move { from_host.read_to_end(&mut Vec::new()).await });
     let mut channel = Channel::new(host);
     let command = Command { args: vec!["x".into()], ..Command::default() };
-    let runs = run(&mut channel, 1, &command, streams);
+    let runs = run(&mut channel, 1, &command, streams, None);
     tokio::time::timeout(Duration::from_secs(5), runs).await.unwrap_or(Err(CommandError::Cancelled))
 }
 

@@ -39,7 +39,7 @@ impl Copy {
         let copy = memory::allocate(bytes).map_err(|error| SnapshotError::Refused(error.to_string()))?;
         for (from, to) in memory.iter().zip(copy.iter()) {
             for run in counting(from, diff)?.runs() {
-                sys::populate(to, run.start * PAGE, (run.end - run.start) * PAGE);
+                sys::populate(to, run.start * PAGE, (run.end - run.start) * PAGE, sys::For::Writing);
             }
         }
         Ok(Self { memory: copy, diff, pages: Vec::new() })

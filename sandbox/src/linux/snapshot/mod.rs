@@ -19,6 +19,7 @@ mod raw;
 mod serial;
 mod vcpu;
 mod vm;
+mod working_set;
 
 use std::collections::BTreeSet;
 
@@ -33,10 +34,11 @@ use super::virtio::StateError;
 use crate::kvm::vm::Host;
 
 pub(super) use memory::{Copy, private_bytes, restore as restore_memory};
-use vcpu::VcpuState;
+use vcpu::{Counter, VcpuState};
 use vm::VmState;
 
 pub(super) use serial::{OWNER as SERIAL_OWNER, Uart};
+pub use working_set::WorkingSet;
 
 /// Why a machine could not be saved, or made from what was saved.
 #[derive(Debug, thiserror::Error)]
@@ -145,6 +147,27 @@ pub(super) fn device_owner(index: usize) -> String {
     format!("virtio{index}")
 }
 
+/// What goes on by itself in a machine that stands: written when it first runs, it goes on from where the saved one stood,
+/// however long ago the machine was made.
+pub(super) struct Clocks {
+    counters: Vec<Counter>,
+    vm: VmState,
+}
+
+impl Clocks {
+    /// Into a machine that has not run.
+    pub(super) fn write<'a>(
+        &self,
+        vm: &VmFd,
+        vcpus: impl Iterator<Item = &'a VcpuFd>,
+    ) -> Result<(), SnapshotError> {
+        for (counter, vcpu) in self.counters.iter().zip(vcpus) {
+            counter.write(vcpu)?;
+        }
+        self.vm.write_clock(vm)
+    }
+}
+
 /// Processors and controllers of a machine whose vCPUs stand and whose devices are paused.
 pub(super) struct Processors {
     vcpus: Vec<VcpuState>,
@@ -164,19 +187,23 @@ impl Processors {
         Ok(Self { vcpus, vm: VmState::read(vm, pit)? })
     }
 
-    /// From a snapshot into a machine that has not run.
+    /// From a snapshot into a machine that has not run; what is to be written once more when it first does.
     pub(super) fn restore<'a>(
         snapshot: &Snapshot,
         vm: &VmFd,
         vcpus: impl Iterator<Item = &'a VcpuFd>,
-    ) -> Result<(), SnapshotError> {
+    ) -> Result<Clocks, SnapshotError> {
         let state: VmState = snapshot.take("")?;
         state.write_chips(vm)?;
+        let mut counters = Vec::new();
         for (id, vcpu) in vcpus.enumerate() {
-            snapshot.take::<VcpuState>(&vcpu_owner(id))?.write(vcpu)?;
+            let state = snapshot.take::<VcpuState>(&vcpu_owner(id))?;
+            state.write(vcpu)?;
+            counters.push(state.counter());
         }
         // After the MSRs that tell KVM where the guest's clock pages are.
-        state.write_clock(vm)
+        state.write_clock(vm)?;
+        Ok(Clocks { counters, vm: state })
     }
 
     /// A writer of a snapshot that demands what these processors have: a base, or a diff over `parent`.

@@ -121,6 +121,12 @@ impl VcpuState {
         vcpu.set_mp_state(self.mp_state.0).map_err(writing("a vCPU's run state"))
     }
 
+    /// Its time stamp counter, and what waits for a value of it.
+    pub(super) fn counter(&self) -> Counter {
+        let of = |wanted: u32| self.msrs.iter().copied().filter(|(index, _)| *index == wanted).collect();
+        Counter { tsc: of(MSR_TSC), deadline: of(MSR_TSC_DEADLINE) }
+    }
+
     fn write_frequency(&self, vcpu: &VcpuFd) -> Result<(), SnapshotError> {
         let here = u64::from(vcpu.get_tsc_khz().map_err(reading("a vCPU's TSC frequency"))?);
         let wanted = u64::from(self.tsc_khz);
@@ -138,6 +144,20 @@ impl VcpuState {
             sregs.tr.type_ = AVAILABLE_TASK;
         }
         sregs
+    }
+}
+
+/// See [`VcpuState::counter`]: (MSR, value), or nothing where the vCPU has none.
+pub(super) struct Counter {
+    tsc: Vec<(u32, u64)>,
+    deadline: Vec<(u32, u64)>,
+}
+
+impl Counter {
+    /// Into a vCPU that has not run.
+    pub(super) fn write(&self, vcpu: &VcpuFd) -> Result<(), SnapshotError> {
+        write_msrs(vcpu, &self.tsc)?;
+        write_msrs(vcpu, &self.deadline)
     }
 }
 
