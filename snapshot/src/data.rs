@@ -118,9 +118,13 @@ impl DataWriter {
 }
 
 /// The tag that pages read back from `chunk` have.
-pub(crate) fn chunk_tag(header: &Header, chunk: u64, mut bytes: &[u8]) -> Tag {
-    let page_size = header.page_size as usize;
-    let mut sealer = ChunkSealer::new(&header.salt, chunk);
+pub(crate) fn chunk_tag(header: &Header, chunk: u64, bytes: &[u8]) -> Tag {
+    tag_of(&header.salt, header.page_size as usize, chunk, bytes)
+}
+
+/// The tag of all pages of `chunk`.
+pub(crate) fn tag_of(salt: &Salt, page_size: usize, chunk: u64, mut bytes: &[u8]) -> Tag {
+    let mut sealer = ChunkSealer::new(salt, chunk);
     while !bytes.is_empty() {
         let (pages, zero) = leading(bytes, page_size);
         let (now, later) = bytes.split_at((pages * page_size).min(bytes.len()));

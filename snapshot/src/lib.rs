@@ -32,6 +32,7 @@
 //! # Ok(()) }
 //! ```
 
+mod change;
 pub mod collect;
 mod data;
 pub mod digest;
@@ -65,7 +66,7 @@ pub use layout::Layout;
 pub use pages::PageSet;
 pub use plan::Plan;
 pub use refs::{ParseRefError, RefName};
-pub use region::{Region, Source};
+pub use region::{ReadMemory, Region, Source};
 pub use seal::Salt;
 pub use snapshot::{OpenError, ReadError, Section, Snapshot};
 pub use state::{MigrateError, SectionError, State};

@@ -1,5 +1,6 @@
 //! Regions of memory on their way into a snapshot: where the bytes come from, and which pages count.
 
+use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
@@ -46,6 +47,9 @@ impl<'a> Region<'a> {
 pub enum Source<'a> {
     /// In memory.
     Slice(&'a [u8]),
+    /// In memory that changes meanwhile: what changes after [`Writer::memory`](crate::Writer::memory) was called must be
+    /// given to [`Writer::memory_changed`](crate::Writer::memory_changed).
+    Changing(&'a dyn ReadMemory),
     /// In a file, a memfd for example. Its holes are not read. The file's own position moves.
     File {
         /// The file.
@@ -66,10 +70,25 @@ pub enum Source<'a> {
     },
 }
 
+/// Memory that is read by copying it.
+pub trait ReadMemory: fmt::Debug {
+    /// Its length in bytes.
+    fn len(&self) -> u64;
+
+    /// Whether there is none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Copies what stands from `offset` on now. The range lies within the length.
+    fn read(&self, offset: u64, into: &mut [u8]);
+}
+
 impl Source<'_> {
-    pub(crate) const fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         match self {
             Self::Slice(bytes) => bytes.len() as u64,
+            Self::Changing(memory) => memory.len(),
             Self::File { len, .. } | Self::Snapshot { len, .. } => *len,
         }
     }
@@ -192,6 +211,11 @@ impl Region<'_> {
             let at = next * page_size as u64;
             match self.source {
                 Source::Slice(bytes) => f(next, &bytes[at as usize..at as usize + n])?,
+                Source::Changing(memory) => {
+                    buf.resize(n, 0);
+                    memory.read(at, &mut buf);
+                    f(next, &buf)?;
+                }
                 Source::File { file, offset, .. } => {
                     buf.resize(n, 0);
                     read_exact_at(file, &mut buf, offset + at).map_err(WriteError::Source)?;

@@ -216,6 +216,33 @@ impl Writer {
         self.name = Some(name.clone());
     }
 
+    /// Pages that changed after they were written by [`Writer::memory`]: (guest address, all bytes of the page) of each, best
+    /// in the order of addresses.
+    ///
+    /// # Errors
+    /// [`WriteError::Alignment`] for what is no page of the memory that was given; those of reading and writing the file.
+    pub fn memory_changed<'a>(
+        &mut self,
+        changes: impl IntoIterator<Item = (u64, &'a [u8])>,
+    ) -> Result<(), WriteError> {
+        let mut none = Image::default();
+        let image = self.image.as_mut().unwrap_or(&mut none);
+        image.change(self.draft.file(), &self.salt, self.host.page_size as usize, changes)
+    }
+
+    /// Says what the snapshot demands of machines, for who knows it only after the memory.
+    ///
+    /// # Errors
+    /// [`WriteError::PageSize`] where that is another one now.
+    pub fn demand(&mut self, host: Host) -> Result<(), WriteError> {
+        let (parent, new) = (self.host.page_size, host.page_size);
+        if parent != new {
+            return Err(WriteError::PageSize { parent, new });
+        }
+        self.host = host;
+        Ok(())
+    }
+
     /// Makes it a snapshot: complete, durable, never to change. Returns its name.
     ///
     /// # Errors

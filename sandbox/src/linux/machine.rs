@@ -34,7 +34,7 @@ use super::layout::{self, MAX_VCPUS, SERIAL_GSI, SERIAL_PORT, SLEEP_CONTROL_PORT
 use super::memory::{self, Memory};
 use super::pause::Gate;
 use super::snapshot::{
-    self, Clocks, Copy, MachineState, Processors, SnapshotError, Uart, WorkingSet, device_owner,
+    self, Changes, Changing, Clocks, MachineState, Processors, SnapshotError, Uart, WorkingSet, device_owner,
 };
 use super::sys;
 use super::vcpu::{self, Runner};
@@ -105,6 +105,9 @@ impl Device {
         }
     }
 }
+
+/// Pages that a guest may change between two looks at what it changes, for which there is room without looking for memory.
+const ROOM_PAGES: usize = 128;
 
 /// Serial ports have eight registers.
 const SERIAL_PORTS: u64 = 8;
@@ -280,8 +283,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Saves the machine to `store`: as a diff where it came from a snapshot that is there. `more` adds sections. The
-    /// machine stands while its state is read and what counts of its memory is copied, and then goes on.
+    /// Saves the machine to `store`: as a diff where it came from a snapshot that is there. `more` adds sections. Memory is
+    /// written while the guest runs; the machine stands while its state is read and what changed meanwhile is copied.
     ///
     /// # Errors
     /// Where it has ended, or KVM or the store fails; the store then holds nothing new.
@@ -290,18 +293,38 @@ impl Machine {
         store: &Store,
         more: impl FnOnce(&mut Writer) -> Result<(), WriteError>,
     ) -> Result<Saved, SnapshotError> {
+        self.log_writes(true)?;
+        let saved = self.snapshot_logged(store, more);
+        self.log_writes(false)?;
+        saved
+    }
+
+    fn snapshot_logged(
+        &self,
+        store: &Store,
+        more: impl FnOnce(&mut Writer) -> Result<(), WriteError>,
+    ) -> Result<Saved, SnapshotError> {
         let parent = self.parent_in(store);
-        let mut copy = Copy::prepare(&self.memory, self.made.memory_bytes, parent.is_some())?;
+        let mut writer = snapshot::writer(store, parent)?;
+        let changing = Changing::begin(&self.vm, &self.memory)?;
+        snapshot::write_memory(&self.memory, &mut writer, parent.is_some())?;
+        let mut changes = Changes::room(ROOM_PAGES);
+        // What it changed in that time is more than what it changes in this.
+        changes.copy(&self.memory, changing.pages()?);
+        changes.write(&mut writer)?;
         let begun = Instant::now();
         self.pause()?;
-        let writer = self.save_state(store, parent, more).and_then(|writer| {
-            copy.take(&self.memory)?;
-            Ok(writer)
+        let saved = self.save_state(&mut writer, more).and_then(|processors| {
+            let mut pages = changing.pages()?;
+            self.transports.iter().for_each(|transport| pages.extend(transport.lock().written()));
+            changes.copy(&self.memory, pages);
+            Ok(processors)
         });
         self.resume()?;
         let stood = begun.elapsed();
-        let mut writer = writer?;
-        copy.write(&mut writer)?;
+        drop(changing);
+        changes.write(&mut writer)?;
+        writer.demand(saved?.demand())?;
         Ok(Saved { digest: writer.publish()?, stood })
     }
 
@@ -315,11 +338,18 @@ impl Machine {
         more: impl FnOnce(&mut Writer) -> Result<(), WriteError>,
     ) -> Result<Digest, SnapshotError> {
         let parent = self.parent_in(store);
-        let mut copy = Copy::prepare(&self.memory, self.made.memory_bytes, parent.is_some())?;
-        let mut writer = self.save_state(store, parent, more)?;
-        copy.take(&self.memory)?;
-        copy.write(&mut writer)?;
+        let mut writer = snapshot::writer(store, parent)?;
+        let processors = self.save_state(&mut writer, more)?;
+        writer.demand(processors.demand())?;
+        snapshot::write_memory(&self.memory, &mut writer, parent.is_some())?;
         Ok(writer.publish()?)
+    }
+
+    fn log_writes(&self, on: bool) -> Result<(), SnapshotError> {
+        for transport in &self.transports {
+            transport.lock().log_writes(on).map_err(SnapshotError::host("starting a device"))?;
+        }
+        Ok(())
     }
 
     /// What a snapshot in `store` can be a diff over.
@@ -331,21 +361,20 @@ impl Machine {
     /// Everything but the memory, of the paused machine.
     fn save_state(
         &self,
-        store: &Store,
-        parent: Option<&Snapshot>,
+        writer: &mut Writer,
         more: impl FnOnce(&mut Writer) -> Result<(), WriteError>,
-    ) -> Result<Writer, SnapshotError> {
+    ) -> Result<Processors, SnapshotError> {
         let host = vm::host().map_err(|error| SnapshotError::Refused(error.to_string()))?;
         let vcpus: Vec<_> = self.threads.iter().map(|thread| thread.vcpu.lock()).collect();
         let processors = Processors::read(host, &self.vm, self.made.pit, vcpus.iter().map(|vcpu| &**vcpu))?;
-        let mut writer = processors.writer(store, parent)?;
+        processors.put(writer)?;
         writer.put("", &self.made)?;
         writer.put(snapshot::SERIAL_OWNER, &self.com1.lock().state())?;
         for (index, transport) in self.transports.iter().enumerate() {
-            transport.lock().save(&device_owner(index), &mut writer)?;
+            transport.lock().save(&device_owner(index), writer)?;
         }
-        more(&mut writer)?;
-        Ok(writer)
+        more(writer)?;
+        Ok(processors)
     }
 
     /// Bytes of its memory that are its own, not shared with a snapshot or the kernel's file.
@@ -494,7 +523,7 @@ fn create_vm(host: &Host, memory: &Memory, pit: bool) -> Result<VmFd, Error> {
         let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         vm.create_pit2(config).map_err(Error::kvm("creating the PIT"))?;
     }
-    sys::set_memslots(&vm, memory)?;
+    sys::set_memslots(&vm, memory, false)?;
     Ok(vm)
 }
 

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
@@ -16,11 +16,12 @@ use super::error::Error;
 use super::layout::PAGE;
 use super::memory::Memory;
 
-/// Gives every region of `memory` to `vm` as a memslot. `memory` must live as long as the VM: [`Machine`] drops the
-/// VM first.
+/// Gives every region of `memory` to `vm` as a memslot, once more to change whether KVM logs which pages the guest writes to:
+/// [`dirty_pages`]. `memory` must live as long as the VM: [`Machine`] drops the VM first.
 ///
 /// [`Machine`]: super::Machine
-pub(crate) fn set_memslots(vm: &VmFd, memory: &Memory) -> Result<(), Error> {
+pub(crate) fn set_memslots(vm: &VmFd, memory: &Memory, log: bool) -> Result<(), Error> {
+    let flags = if log { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
     for (slot, region) in memory.iter().enumerate() {
         let address = region.get_host_address(vm_memory::MemoryRegionAddress(0));
         let address = address.map_err(|error| Error::Config(format!("guest memory: {error}")))?;
@@ -29,7 +30,7 @@ pub(crate) fn set_memslots(vm: &VmFd, memory: &Memory) -> Result<(), Error> {
             guest_phys_addr: region.start_addr().0,
             memory_size: region.len(),
             userspace_addr: address as u64,
-            flags: 0,
+            flags,
         };
         // SAFETY: the range is a mapping that belongs to `memory`; regions of one GuestMemoryMmap do not overlap, and
         // the caller keeps it alive for as long as the VM (see above).
@@ -77,14 +78,6 @@ pub(crate) fn keep_small(memory: &Memory, end: u64) {
     // SAFETY: `get_slice` has shown that the range lies in one mapping of `memory`; how large its pages are changes no
     // byte. A kernel without huge pages refuses, and needs no advice.
     unsafe { libc::madvise(slice.ptr_guard_mut().as_ptr().cast(), slice.len(), libc::MADV_NOHUGEPAGE) };
-}
-
-/// The bytes of a region whose guest stands and whose devices are paused: nobody writes to them.
-pub(crate) fn bytes(region: &vm_memory::GuestRegionMmap<()>) -> &[u8] {
-    // SAFETY: the mapping is readable and lives as long as the region that is borrowed. No vCPU runs and no device works
-    // while it is used, which the callers, copying from a paused machine and writing that copy, see to; a host program that changed the file of a
-    // private mapping would change bytes, which are looked at and copied, and mean nothing to this process.
-    unsafe { std::slice::from_raw_parts(region.as_ptr(), region.len() as usize) }
 }
 
 /// What memory is made ready for.

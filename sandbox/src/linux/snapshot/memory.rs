@@ -2,12 +2,15 @@
 //!
 //! A page counts where this process has its own copy of it, or where it comes from a file and the snapshot has no parent
 //! that has it already: the kernel's file at a cold boot, the parent's pages in a diff's place. All others are zero, or as
-//! in the parent. What a balloon has taken is given back to the host, and so counts no more.
+//! in the parent. It is written while the guest runs; what the guest changes meanwhile, by KVM's log, and what devices change, by
+//! theirs (`virtio/written.rs`), is copied while the machine stands and written over it. What a balloon has taken is given back to the host, and so counts no more.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 
-use novum_snapshot::{Layout, PageSet, Region, Snapshot, Source, Writer};
+use kvm_ioctls::VmFd;
+use novum_snapshot::{Layout, PageSet, ReadMemory, Region, Snapshot, Source, Writer};
 use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress,
 };
@@ -17,94 +20,125 @@ use crate::linux::layout::PAGE;
 use crate::linux::memory::{self, Memory};
 use crate::linux::sys;
 
-/// Shortest gap between runs of pages that a diff leaves out; shorter ones are stored, as a run costs more at each start.
-const LEAST_GAP: u64 = 2;
-/// Most runs of a region in a diff.
-const MOST_RUNS: usize = 1024;
+/// Guest memory that is read while the guest runs.
+#[derive(Debug)]
+struct Live<'a>(&'a GuestRegionMmap<()>);
 
-/// A copy of what counts in a machine's memory, made while the machine stands, so that it need not stand while the copy
-/// is written.
-pub(crate) struct Copy {
-    /// Zeroes where nothing was copied.
-    memory: Memory,
-    diff: bool,
-    /// What was copied of each region.
-    pages: Vec<PageSet>,
+impl ReadMemory for Live<'_> {
+    fn len(&self) -> u64 {
+        GuestMemoryRegion::len(self.0)
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) {
+        // The writer asks for what is there.
+        let _ = self.0.read_slice(into, MemoryRegionAddress(offset));
+    }
 }
 
-impl Copy {
-    /// Makes room for a copy of `memory`, as a base or as a diff over where it came from: what counts now is the
-    /// best guess of what will count when the machine stands.
-    pub(crate) fn prepare(memory: &Memory, bytes: u64, diff: bool) -> Result<Self, SnapshotError> {
-        let copy = memory::allocate(bytes).map_err(|error| SnapshotError::Refused(error.to_string()))?;
-        for (from, to) in memory.iter().zip(copy.iter()) {
-            for run in counting(from, diff)?.runs() {
-                sys::populate(to, run.start * PAGE, (run.end - run.start) * PAGE, sys::For::Writing);
-            }
-        }
-        Ok(Self { memory: copy, diff, pages: Vec::new() })
+/// Writes what counts of `memory` into `writer`, a base, or a diff over where the memory came from. The guest may run
+/// meanwhile: then [`Changes`] has what it changed.
+pub(crate) fn write(memory: &Memory, writer: &mut Writer, diff: bool) -> Result<(), SnapshotError> {
+    let live: Vec<_> = memory.iter().map(Live).collect();
+    let region = |live: &'_ Live<'_>| {
+        let pages = Some(counting(live.0, diff)?);
+        Ok((live.0.start_addr().0, pages))
+    };
+    let found = live.iter().map(region).collect::<Result<Vec<_>, SnapshotError>>()?;
+    let regions = live
+        .iter()
+        .zip(found)
+        .map(|(live, (start, pages))| Region { pages, ..Region::new(start, Source::Changing(live)) });
+    let layout = if diff { Layout::diff() } else { Layout::default() };
+    writer.memory(&regions.collect::<Vec<_>>(), &layout)?;
+    Ok(())
+}
+
+/// Pages that changed after they were written, as they are now.
+#[derive(Debug)]
+pub(crate) struct Changes {
+    /// Guest addresses.
+    addresses: Vec<u64>,
+    /// The pages' bytes, one after the other. More room than is used, and all of it touched: a machine that stands must not
+    /// wait for the host to find memory.
+    bytes: Vec<u8>,
+}
+
+impl Changes {
+    /// Room for that many pages.
+    pub(crate) fn room(pages: usize) -> Self {
+        Self { addresses: Vec::with_capacity(pages), bytes: vec![0xff; pages * PAGE as usize] }
     }
 
-    /// Copies from `memory`, to which nobody may write meanwhile.
-    pub(crate) fn take(&mut self, memory: &Memory) -> Result<(), SnapshotError> {
-        for (from, to) in memory.iter().zip(self.memory.iter()) {
-            let pages = counting(from, self.diff)?;
-            let bytes = sys::bytes(from);
-            for run in pages.runs() {
-                let at = run.start * PAGE;
-                let piece = &bytes[at as usize..(run.end * PAGE) as usize];
-                let copied = to.write_slice(piece, MemoryRegionAddress(at));
-                copied.map_err(|error| SnapshotError::Refused(error.to_string()))?;
+    /// Copies the pages with these numbers. What is no memory of the guest is left out: a driver may have named it.
+    pub(crate) fn copy(&mut self, memory: &Memory, pages: impl IntoIterator<Item = u64>) {
+        self.addresses.clear();
+        for page in pages {
+            let (at, address) = (self.addresses.len() * PAGE as usize, page.saturating_mul(PAGE));
+            if self.bytes.len() < at + PAGE as usize {
+                self.bytes.resize(at + PAGE as usize, 0);
             }
-            self.pages.push(pages);
+            if memory.read_slice(&mut self.bytes[at..at + PAGE as usize], GuestAddress(address)).is_ok() {
+                self.addresses.push(address);
+            }
         }
-        Ok(())
     }
 
-    /// Puts the copy into `writer`, a base or a diff as was said.
-    pub(crate) fn write(&self, writer: &mut Writer) -> Result<u64, SnapshotError> {
-        let mut regions = Vec::new();
-        for (region, pages) in self.memory.iter().zip(&self.pages) {
-            let source = Source::Slice(sys::bytes(region));
-            regions.push(Region { pages: Some(pages.clone()), ..Region::new(region.start_addr().0, source) });
+    /// Hands them to the writer.
+    pub(crate) fn write(&self, writer: &mut Writer) -> Result<(), SnapshotError> {
+        let pages = self.bytes.chunks_exact(PAGE as usize);
+        Ok(writer.memory_changed(self.addresses.iter().copied().zip(pages))?)
+    }
+}
+
+/// Which pages the guest has written to since it was asked before: KVM's log, for as long as this lives.
+pub(crate) struct Changing<'a> {
+    vm: &'a VmFd,
+    memory: &'a Memory,
+}
+
+impl<'a> Changing<'a> {
+    /// Begins the log.
+    pub(crate) fn begin(vm: &'a VmFd, memory: &'a Memory) -> Result<Self, SnapshotError> {
+        let log = Self { vm, memory };
+        sys::set_memslots(vm, memory, true).map_err(|error| SnapshotError::Refused(error.to_string()))?;
+        Ok(log)
+    }
+
+    /// The numbers of the pages since the last call.
+    pub(crate) fn pages(&self) -> Result<BTreeSet<u64>, SnapshotError> {
+        let mut pages = BTreeSet::new();
+        for (slot, region) in (0..).zip(self.memory.iter()) {
+            let words = self.vm.get_dirty_log(slot, GuestMemoryRegion::len(region) as usize);
+            let what = "the log of written pages";
+            let words = words.map_err(|source| SnapshotError::Kvm { doing: "reading", what, source })?;
+            let first = region.start_addr().0 / PAGE;
+            for run in PageSet::from_bitmap(&words).runs() {
+                pages.extend(first + run.start..first + run.end);
+            }
         }
-        // Gaps of a diff were filled from the memory; the copy has nothing to fill more with.
-        let layout =
-            if self.diff { Layout { min_gap_pages: 1, max_runs: usize::MAX } } else { Layout::default() };
-        Ok(writer.memory(&regions, &layout)?)
+        Ok(pages)
+    }
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        // KVM then goes on logging, which costs a little and means nothing.
+        let _ = sys::set_memslots(self.vm, self.memory, false);
     }
 }
 
 /// The pages of a region that count.
 fn counting(region: &GuestRegionMmap<()>, diff: bool) -> Result<PageSet, SnapshotError> {
-    let (at, len) = (region.as_ptr(), region.len());
+    let (at, len) = (region.as_ptr(), GuestMemoryRegion::len(region));
     let failed = SnapshotError::host("finding out which memory the guest uses");
     let find = || {
         let pages = PageSet::private(at, len as usize)?;
         if diff {
-            return Ok(close_gaps(&pages));
+            return Ok(pages);
         }
         Ok(pages.runs().chain(from_files(at as u64..at as u64 + len)?).collect())
     };
     find().map_err(failed)
-}
-
-/// With the pages of short gaps, so that there are not too many runs.
-fn close_gaps(pages: &PageSet) -> PageSet {
-    let mut least = LEAST_GAP;
-    loop {
-        let mut runs: Vec<Range<u64>> = Vec::new();
-        for run in pages.runs() {
-            match runs.last_mut() {
-                Some(last) if run.start - last.end < least => last.end = run.end,
-                _ => runs.push(run),
-            }
-        }
-        if runs.len() <= MOST_RUNS {
-            return runs.into_iter().collect();
-        }
-        least *= 2;
-    }
 }
 
 /// Bytes of `memory` that are this machine's own and not shared with a file; 0 where that cannot be found out.
@@ -172,39 +206,43 @@ mod tests {
         use std::os::fd::AsFd;
         assert!(sys::map_file(&first, GuestAddress(1 << 20), file.as_fd(), 0, 3 * PAGE).unwrap());
         first.write_obj(42u64, GuestAddress(33 << 20)).unwrap();
-        let publish = |memory: &Memory, parent: Option<&Snapshot>| {
+        let publish = |memory: &Memory, parent: Option<&Snapshot>, changed: Option<(u64, u64)>| {
             let mut writer = match parent {
                 None => Writer::base(&store, Host::new(["x"])).unwrap(),
                 Some(parent) => Writer::diff(&store, Host::new(["x"]), parent).unwrap(),
             };
-            let mut copy = Copy::prepare(memory, size, parent.is_some()).unwrap();
-            copy.take(memory).unwrap();
-            let stored = copy.write(&mut writer).unwrap();
-            (stored, Snapshot::open(&store, &writer.publish().unwrap()).unwrap())
+            write(memory, &mut writer, parent.is_some()).unwrap();
+            let mut changes = Changes::room(0);
+            if let Some((at, value)) = changed {
+                memory.write_obj(value, GuestAddress(at)).unwrap();
+                changes.copy(memory, [at / PAGE, u64::MAX / PAGE]);
+            }
+            changes.write(&mut writer).unwrap();
+            let snapshot = Snapshot::open(&store, &writer.publish().unwrap()).unwrap();
+            snapshot.verify().unwrap();
+            let pages = snapshot
+                .mapping_plan()
+                .runs()
+                .filter(|run| run.layer == 0)
+                .map(|run| run.len / PAGE)
+                .sum::<u64>();
+            (pages, snapshot)
         };
-        let (stored, base) = publish(&first, None);
+        let (stored, base) = publish(&first, None, None);
         assert_eq!(stored, 4, "three pages of the file and one that was written");
         let second = restore(&base, size).unwrap();
         let word = |memory: &Memory, at: u64| memory.read_obj::<u64>(GuestAddress(at)).unwrap();
         assert_eq!((word(&second, 1 << 20), word(&second, 33 << 20)), (0x0707_0707_0707_0707, 42));
         second.write_obj(43u64, GuestAddress(34 << 20)).unwrap();
-        let (stored, diff) = publish(&second, Some(&base));
-        assert_eq!(stored, 1, "only what differs from the parent");
+        let (stored, diff) = publish(&second, Some(&base), Some((35 << 20, 44)));
+        assert_eq!(stored, 2, "only what differs from the parent, and what changed at last");
         let third = restore(&diff, size).unwrap();
-        assert_eq!([33 << 20, 34 << 20, 1 << 20].map(|at| word(&third, at) & 0xff), [42, 43, 7]);
+        assert_eq!(
+            [33 << 20, 34 << 20, 35 << 20, 1 << 20].map(|at| word(&third, at) & 0xff),
+            [42, 43, 44, 7]
+        );
         assert_eq!(word(&first, 34 << 20), 0);
         assert!(restore(&base, size + PAGE).is_err(), "another size of memory is refused");
-    }
-
-    #[test]
-    fn short_gaps_are_closed_and_all_of_them_where_there_are_too_many() {
-        let set: PageSet = [0..1, 2..3, 5..6].into_iter().collect();
-        assert_eq!(close_gaps(&set).runs().collect::<Vec<_>>(), [0..3, 5..6]);
-        let many: PageSet = (0..5000)
-            .map(|index| index * 8..index * 8 + 1)
-            .chain(std::iter::once(100_000..100_001))
-            .collect();
-        assert_eq!(close_gaps(&many).runs().collect::<Vec<_>>(), [0..39_993, 100_000..100_001]);
     }
 
     #[test]
@@ -218,9 +256,7 @@ mod tests {
             }
         };
         let publish = |memory: &Memory, mut writer: Writer, diff| {
-            let mut copy = Copy::prepare(memory, size, diff).unwrap();
-            copy.take(memory).unwrap();
-            copy.write(&mut writer).unwrap();
+            write(memory, &mut writer, diff).unwrap();
             Snapshot::open(&store, &writer.publish().unwrap()).unwrap()
         };
         let memory = memory::allocate(size).unwrap();

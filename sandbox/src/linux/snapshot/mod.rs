@@ -24,16 +24,16 @@ mod working_set;
 use std::collections::BTreeSet;
 
 use kvm_ioctls::{VcpuFd, VmFd};
-use novum_snapshot::{Digest, Incompatible, SectionError, Snapshot, State, Store, WriteError, Writer};
+use novum_snapshot::{Digest, Host, Incompatible, SectionError, Snapshot, State, Store, WriteError, Writer};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::end::End;
 use super::layout::MAX_VCPUS;
 use super::virtio::StateError;
-use crate::kvm::vm::Host;
+use crate::kvm::vm::Host as KvmHost;
 
-pub(super) use memory::{Copy, private_bytes, restore as restore_memory};
+pub(super) use memory::{Changes, Changing, private_bytes, restore as restore_memory, write as write_memory};
 use vcpu::{Counter, VcpuState};
 use vm::VmState;
 
@@ -110,7 +110,7 @@ impl State for MachineState {
 
 impl MachineState {
     /// Of a snapshot whose demands this host meets.
-    pub(super) fn take(snapshot: &Snapshot, host: &Host) -> Result<Self, SnapshotError> {
+    pub(super) fn take(snapshot: &Snapshot, host: &KvmHost) -> Result<Self, SnapshotError> {
         let state: Self = snapshot.take("")?;
         if state.vcpus == 0 || state.vcpus > MAX_VCPUS {
             return Err(SnapshotError::Refused(format!("a machine cannot have {} vCPUs", state.vcpus)));
@@ -121,7 +121,7 @@ impl MachineState {
 }
 
 /// Compares what the snapshot demands with what vCPUs of this host have; each snapshot's once, as there are many words in it.
-fn check_host(snapshot: &Snapshot, host: &Host, vcpus: u8) -> Result<(), SnapshotError> {
+fn check_host(snapshot: &Snapshot, host: &KvmHost, vcpus: u8) -> Result<(), SnapshotError> {
     static FIT: Mutex<BTreeSet<Digest>> = Mutex::new(BTreeSet::new());
     let digest = snapshot.digest();
     if FIT.lock().contains(&digest) {
@@ -135,6 +135,15 @@ fn check_host(snapshot: &Snapshot, host: &Host, vcpus: u8) -> Result<(), Snapsho
     }
     fit.insert(digest);
     Ok(())
+}
+
+/// A writer of a snapshot: a base, or a diff over `parent`. What it demands is known with its processors.
+pub(super) fn writer(store: &Store, parent: Option<&Snapshot>) -> Result<Writer, SnapshotError> {
+    let host = Host::new(std::iter::empty::<String>());
+    Ok(match parent {
+        None => Writer::base(store, host),
+        Some(parent) => Writer::diff(store, host, parent),
+    }?)
 }
 
 /// The owner of a vCPU's section.
@@ -161,8 +170,8 @@ impl Clocks {
         vm: &VmFd,
         vcpus: impl Iterator<Item = &'a VcpuFd>,
     ) -> Result<(), SnapshotError> {
-        for (counter, vcpu) in self.counters.iter().zip(vcpus) {
-            counter.write(vcpu)?;
+        for (id, (counter, vcpu)) in self.counters.iter().zip(vcpus).enumerate() {
+            counter.write(vcpu, id == 0)?;
         }
         self.vm.write_clock(vm)
     }
@@ -177,7 +186,7 @@ pub(super) struct Processors {
 impl Processors {
     /// Reads them.
     pub(super) fn read<'a>(
-        host: &Host,
+        host: &KvmHost,
         vm: &VmFd,
         pit: bool,
         vcpus: impl Iterator<Item = &'a VcpuFd>,
@@ -206,18 +215,18 @@ impl Processors {
         Ok(Clocks { counters, vm: state })
     }
 
-    /// A writer of a snapshot that demands what these processors have: a base, or a diff over `parent`.
-    pub(super) fn writer(&self, store: &Store, parent: Option<&Snapshot>) -> Result<Writer, SnapshotError> {
-        let cpuid: Vec<_> = self.vcpus[0].cpuid.iter().map(|entry| entry.0).collect();
-        let demand = features::host(&cpuid);
-        let mut writer = match parent {
-            None => Writer::base(store, demand),
-            Some(parent) => Writer::diff(store, demand, parent),
-        }?;
+    /// Into a snapshot.
+    pub(super) fn put(&self, writer: &mut Writer) -> Result<(), SnapshotError> {
         writer.put("", &self.vm)?;
         for (id, vcpu) in self.vcpus.iter().enumerate() {
             writer.put(&vcpu_owner(id), vcpu)?;
         }
-        Ok(writer)
+        Ok(())
+    }
+
+    /// What a snapshot of them demands: what they have.
+    pub(super) fn demand(&self) -> Host {
+        let cpuid: Vec<_> = self.vcpus[0].cpuid.iter().map(|entry| entry.0).collect();
+        features::host(&cpuid)
     }
 }

@@ -33,6 +33,8 @@ const MSR_TSC_DEADLINE: u32 = 0x6e0;
 const VMX: std::ops::RangeInclusive<u32> = 0x480..=0x493;
 /// Hyper-V's own, which no guest of ours has.
 const HYPER_V: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4000_ffff;
+/// Further from any time stamp counter than it counts in a second.
+const FAR: u64 = 1 << 48;
 /// Bytes of the vector state that KVM_GET_XSAVE gives.
 const XSAVE_BYTES: usize = 4096;
 /// Hosts may differ by this many parts of a million before the TSC must be scaled; KVM takes less for none.
@@ -154,8 +156,14 @@ pub(super) struct Counter {
 }
 
 impl Counter {
-    /// Into a vCPU that has not run.
-    pub(super) fn write(&self, vcpu: &VcpuFd) -> Result<(), SnapshotError> {
+    /// Into a vCPU that has not run; the `first` of its machine decides for all: KVM takes a counter that is written within a second
+    /// of what it has for an attempt to make it equal to the others', and then leaves it as it is. So it is first made something
+    /// else altogether.
+    pub(super) fn write(&self, vcpu: &VcpuFd, first: bool) -> Result<(), SnapshotError> {
+        if first {
+            let far = self.tsc.iter().map(|(index, value)| (*index, value.wrapping_add(FAR)));
+            write_msrs(vcpu, &far.collect::<Vec<_>>())?;
+        }
         write_msrs(vcpu, &self.tsc)?;
         write_msrs(vcpu, &self.deadline)
     }

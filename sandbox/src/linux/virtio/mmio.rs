@@ -2,6 +2,7 @@
 //!
 //! Source: VIRTIO 1.2 §4.2.2 (registers), §3.1 (initialisation), §2.1 (status).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use kvm_ioctls::{IoEventAddress, VmFd};
@@ -12,7 +13,7 @@ use super::ring::{Activation, Interrupt, Ring};
 use super::{COMMON_FEATURES, VERSION_1, VirtioDevice};
 use crate::linux::bus::BusDevice;
 use crate::linux::error::Error;
-use crate::linux::layout::Slot;
+use crate::linux::layout::{PAGE, Slot};
 use crate::linux::memory::Memory;
 
 const MAGIC: u32 = 0x7472_6976;
@@ -48,6 +49,10 @@ pub(super) mod register {
     pub(in crate::linux::virtio) const CONFIG_GENERATION: u64 = 0x0fc;
     pub(in crate::linux::virtio) const CONFIG: u64 = 0x100;
 }
+
+/// A used ring: what stands around its elements, and each of these (VIRTIO 1.2 §2.7.8).
+const USED_RING_BYTES: u64 = 6;
+const USED_BYTES: u64 = 8;
 
 /// Device status bits.
 pub(super) const FEATURES_OK: u32 = 8;
@@ -116,6 +121,32 @@ impl Transport {
             driver_features_half: 0,
             driver_features: 0,
         }
+    }
+
+    /// From now on the pages that the device writes to are noted, or not any more.
+    ///
+    /// # Errors
+    /// Where the host has no thread for the device.
+    pub(crate) fn log_writes(&mut self, on: bool) -> std::io::Result<()> {
+        if !on {
+            self.interrupt.written().set(false);
+            return Ok(());
+        }
+        // No buffer is with the device meanwhile.
+        let active = self.active;
+        self.pause();
+        self.interrupt.written().set(true);
+        if active { self.resume() } else { Ok(()) }
+    }
+
+    /// The pages that a paused device has written to since [`Self::log_writes`], by number, and some more.
+    pub(crate) fn written(&self) -> BTreeSet<u64> {
+        let mut pages = self.interrupt.written().pages();
+        for queue in self.queues.iter().filter(|queue| queue.ready()) {
+            let (ring, length) = (queue.used_ring(), USED_RING_BYTES + USED_BYTES * u64::from(queue.size()));
+            pages.extend(ring / PAGE..=ring.saturating_add(length) / PAGE);
+        }
+        pages
     }
 
     /// Stops the device's work; its queues are as the driver left them.

@@ -16,6 +16,7 @@ pub(crate) mod state;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod worker;
+mod written;
 
 use novum_snapshot::{Snapshot, Writer};
 use virtio_queue::Queue;

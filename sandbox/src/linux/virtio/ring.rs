@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::written::WriteLog;
 use crate::linux::memory::Memory;
 
 /// A request of the driver.
@@ -17,21 +18,22 @@ pub(crate) const USED_RING: u32 = 1;
 /// InterruptStatus: the configuration has changed.
 pub(crate) const CONFIG_CHANGED: u32 = 2;
 
-/// A device's interrupt: the status register, the configuration's generation and the irqfd; and whether the device
-/// shall stop, which its rings look at.
+/// A device's interrupt: the status register, the configuration's generation and the irqfd; and what else its rings share:
+/// whether the device shall stop, and where it writes.
 #[derive(Clone, Debug)]
 pub(crate) struct Interrupt {
     status: Arc<AtomicU32>,
     generation: Arc<AtomicU32>,
     stopping: Arc<AtomicBool>,
     event: Arc<EventFd>,
+    written: Arc<WriteLog>,
 }
 
 impl Interrupt {
     /// An interrupt that is raised by `event`.
     pub(crate) fn new(event: EventFd) -> Self {
-        let (status, generation, stopping) = Default::default();
-        Self { status, generation, stopping, event: Arc::new(event) }
+        let (status, generation, stopping, written) = Default::default();
+        Self { status, generation, stopping, event: Arc::new(event), written }
     }
 
     /// Raises it because a ring was used.
@@ -53,6 +55,11 @@ impl Interrupt {
     /// While it is set the rings are empty for the device: a guest that never stops asking cannot keep it from pausing.
     pub(crate) fn set_stopping(&self, stopping: bool) {
         self.stopping.store(stopping, Ordering::SeqCst);
+    }
+
+    /// Where buffers that the device writes to are noted.
+    pub(super) fn written(&self) -> &WriteLog {
+        &self.written
     }
 
     fn raise_for(&self, reason: u32) {
@@ -125,7 +132,9 @@ impl Ring {
         if !self.queue.ready() || self.interrupt.stopping.load(Ordering::SeqCst) {
             return None;
         }
-        self.queue.pop_descriptor_chain(self.memory.clone())
+        let chain = self.queue.pop_descriptor_chain(self.memory.clone())?;
+        self.interrupt.written.note(&chain);
+        Some(chain)
     }
 
     /// Gives the chain with this head back, with `written` bytes in it. A driver that broke its ring gets nothing
