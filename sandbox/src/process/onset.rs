@@ -33,7 +33,7 @@ use crate::kvm::sys::Region;
 use crate::share::{Attr, Identity, Time};
 
 /// Longest onset.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Most paths that are looked at again at each start: each costs about 4 us.
 const MOST_LOOKS: usize = 256;
 /// Where the thread's control block holds the stack protector's value (x86-64 psABI, GCC's -fstack-protector).

@@ -14,11 +14,16 @@ fn gcc(args: &[&str], source: &str, into: &Path) {
     assert!(done.expect("gcc runs").success(), "gcc refuses {}", file.display());
 }
 
+fn has_kvm(test: &str) -> bool {
+    let Err(reason) = crate::kvm::vm::probe() else { return true };
+    assert!(std::env::var_os("NOVUM_REQUIRE_KVM").is_none(), "{reason}");
+    eprintln!("SKIPPED: {test}: {reason}");
+    false
+}
+
 /// Of a dynamic program whose library has this code besides `value`; the setup, and where the library is.
 fn program(test: &str, library: &str) -> Option<(tempfile::TempDir, Setup)> {
-    if let Err(reason) = crate::kvm::vm::probe() {
-        assert!(std::env::var_os("NOVUM_REQUIRE_KVM").is_none(), "{reason}");
-        eprintln!("SKIPPED: {test}: {reason}");
+    if !has_kvm(test) {
         return None;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -90,8 +95,11 @@ fn what_asks_for_more_than_files_before_it_begins_has_none() {
 #[test]
 fn python_has_an_onset() {
     const PYTHON: &str = "/usr/bin/python3";
-    if crate::kvm::vm::probe().is_err() || !Path::new(PYTHON).exists() {
-        eprintln!("SKIPPED: python_has_an_onset: needs KVM and {PYTHON}");
+    if !has_kvm("python_has_an_onset") {
+        return;
+    }
+    if !Path::new(PYTHON).exists() {
+        eprintln!("SKIPPED: python_has_an_onset: {PYTHON} is not installed");
         return;
     }
     let setup = setup(Path::new(PYTHON), &["/usr", "/lib", "/lib64", "/etc"]);
