@@ -252,8 +252,9 @@ fn engine_exit_code(error: &novum_sandbox::Error) -> u8 {
     status_exit_code(engine_code(error))
 }
 
-fn about_sandbox(failure: &PreconditionFailure) -> bool {
-    failure.violations.iter().any(|violation| violation.r#type == "SANDBOX")
+/// Whether it is no engine's need that is not met: the message says what is.
+fn about_no_engine(failure: &PreconditionFailure) -> bool {
+    failure.violations.iter().any(|violation| ["SANDBOX", "SHARE"].contains(&violation.r#type.as_str()))
 }
 
 fn store_exit_code(error: &StoreError) -> u8 {
@@ -272,8 +273,8 @@ fn store_exit_code(error: &StoreError) -> u8 {
 fn status_advice(status: &tonic::Status) -> Option<String> {
     let details = status.get_error_details();
     if let Some(request) = details.bad_request() {
-        let fields = request.field_violations.iter().map(|v| format!("{}: {}", v.field, v.description));
-        let fields: Vec<_> = fields.filter(|line| !status.message().contains(line.as_str())).collect();
+        let unsaid = request.field_violations.iter().filter(|v| !status.message().contains(&v.description));
+        let fields: Vec<_> = unsaid.map(|v| format!("{}: {}", v.field, v.description)).collect();
         if !fields.is_empty() {
             return Some(fields.join("; "));
         }
@@ -286,7 +287,7 @@ fn status_advice(status: &tonic::Status) -> Option<String> {
         Code::NotFound if status.message().contains("novum sandbox") => None,
         // A file in a sandbox.
         Code::NotFound if status.message().starts_with('/') => None,
-        Code::FailedPrecondition if details.precondition_failure().is_some_and(about_sandbox) => None,
+        Code::FailedPrecondition if details.precondition_failure().is_some_and(about_no_engine) => None,
         Code::NotFound => Some("`novum functions` lists what is deployed".into()),
         Code::FailedPrecondition => Some("`novum doctor` says what each engine needs".into()),
         Code::DeadlineExceeded => {

@@ -67,5 +67,14 @@ async fn a_session_on_the_command_line() {
     sandbox(&place, &["rm", "--snapshot", "kept"], b"").succeeds();
     sandbox(&place, &["rm", "work"], b"").fails(67, &["novum sandbox ls"]);
     sandbox(&place, &["create", "--name", "x"], b"").fails(2, &["--function"]);
+    // What is wrong is said once, and advice is about that.
+    let refused = sandbox(&place, &["watch", "Not_A_Name"], b"");
+    assert_eq!(refused.stderr.matches("a name is 1 to 63 characters").count(), 1, "{}", refused.stderr);
+    let refused = sandbox(&place, &["create", "--root", "/etc"], b"");
+    assert!(
+        refused.stderr.contains("--allow-share") && !refused.stderr.contains("doctor"),
+        "{}",
+        refused.stderr
+    );
     novum(&["sandbox", "--help"]).succeeds();
 }
