@@ -22,3 +22,8 @@ $b rmdir tree/moved 2> /dev/null || echo not empty >> said
 $b touch none/file 2> /dev/null || echo no folder >> said
 $b sort -rn tree/a/numbers | $b head -n 3 >> said
 $b sed -i s/1/one/g tree/a/numbers; $b sha256sum tree/a/numbers tree/moved/hard >> said
+# The longest names there can be, and one longer.
+$b mkdir long; long=$($b printf '%0255d' 0); echo long > "long/$long"; $b cat "long/$long" > long-said; $b mv "long/$long" "long/${long%0}1"
+$b ls long | $b wc -c >> long-said; $b rm "long/${long%0}1"; $b ls long >> long-said
+{ echo no > "long/${long}0"; } 2> /dev/null || echo too long >> long-said
+$b rmdir long
