@@ -175,6 +175,7 @@ impl Vcpu {
         };
         xsave.set(&self.fd).map_err(VmError::at("write vector registers"))?;
         self.set_bases(state.fs_base, state.gs_base);
+        self.forget_events();
         self.enter(state.regs);
         Ok(())
     }
@@ -200,7 +201,8 @@ impl Vcpu {
         Ok(())
     }
 
-    /// Drops exceptions that were on their way to a program that is no more.
+    /// Drops exceptions that were on their way when the run was interrupted: the instruction that raised one raises it again, if it
+    /// is ever made again.
     pub(crate) fn forget_events(&mut self) {
         self.fd.sync_regs_mut().events = kvm_vcpu_events::default();
         self.fd.set_sync_dirty_reg(SyncReg::VcpuEvents);
@@ -239,6 +241,7 @@ impl Vcpu {
 
     /// Runs on in the call stub, which leaves the VM at once, with the call that these registers make.
     pub(crate) fn enter_call(&mut self, regs: kvm_regs) {
+        self.forget_events();
         self.enter(regs);
         self.place = Place::Stub;
     }
