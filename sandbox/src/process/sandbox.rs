@@ -237,10 +237,16 @@ impl Begin {
     /// A program that goes on from its image, again and again.
     fn with_image(self, image: &Arc<Image>, started: Result<Machine, RunError>) {
         let Self { template, control, ready, jobs } = self;
-        let mut machine = match started.map_err(|error| Error::host("start from the image", error)) {
+        let mut machine = match started {
             Ok(machine) => machine,
+            Err(error) if error.is_stale() => {
+                if ready.send(Ok(())).is_ok() {
+                    in_full(&template.setup, &control, &jobs);
+                }
+                return;
+            }
             Err(error) => {
-                let _ = ready.send(Err(error));
+                let _ = ready.send(Err(Error::host("start from the image", error)));
                 return;
             }
         };
@@ -277,6 +283,10 @@ impl Begin {
                     machine = renewed;
                     template.setup.live.add(machine.process.memory.region());
                 }
+                Err(error) if error.is_stale() => {
+                    control.rearm();
+                    return in_full(&template.setup, &control, &jobs);
+                }
                 Err(error) => {
                     tracing::warn!(%error, "a sandbox could not be reset");
                     // Said to the next call, which may be here already.
@@ -292,6 +302,19 @@ impl Begin {
                 shells::refill_later();
             }
         }
+    }
+}
+
+/// A file of a share that the image has open is another one by now: the program is loaded for every call, until it is deployed
+/// again or the gateway takes the image anew at its next start.
+fn in_full(setup: &Setup, control: &Arc<Control>, jobs: &Receiver<Job>) {
+    tracing::warn!(function = setup.name, "a file that the image has open was replaced: calls start in full");
+    while let Ok(Job { call, reply }) = jobs.recv() {
+        let done = setup.load().and_then(|program| invoke_in_full(setup, program, control.clone(), call));
+        let (result, machine) = done.map_or_else(|e| (Err(e), None), |(r, machine)| (r, Some(machine)));
+        let _ = reply.send(result);
+        drop(machine);
+        control.rearm();
     }
 }
 

@@ -43,6 +43,11 @@ pub(crate) enum RunError {
 }
 
 impl RunError {
+    /// Whether a file of the host that must be opened again is gone or another one.
+    pub(in crate::process) fn is_stale(&self) -> bool {
+        matches!(self, Self::Host { source, .. } if source.raw_os_error() == Some(libc::ESTALE))
+    }
+
     pub(in crate::process) fn host(doing: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Host { doing, source }
     }

@@ -286,6 +286,43 @@ async fn deploying_a_program_changes_nothing_in_its_shares() {
     }
 }
 
+#[tokio::test]
+async fn a_file_that_is_open_in_the_image_may_be_replaced() {
+    if !has_kvm("a_file_that_is_open_in_the_image_may_be_replaced") {
+        return;
+    }
+    let source = r#"
+        #include <fcntl.h>
+        #include <unistd.h>
+        int main(void) {
+            char line[9];
+            int fd = open("/share/model", O_RDONLY);
+            read(0, line, 9);
+            write(1, line, read(fd, line, 9));
+            return fd < 0;
+        }"#;
+    let (dir, share) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let program = compile(dir.path(), source, &["-static"]);
+    let model = |text: &str| {
+        std::fs::write(share.path().join("new"), text).unwrap();
+        std::fs::rename(share.path().join("new"), share.path().join("model")).unwrap();
+    };
+    model("old");
+    let mut run = Run::new();
+    let source = share.path().to_owned();
+    run.manifest.shares.push(novum_sandbox::Share { source, target: "/share".into(), read_only: true });
+    let image = run.prepare(&program).await.unwrap();
+    assert_eq!(image.renewal(), Renewal::Reset);
+    assert_eq!(text(&mut image.clone().start().await.unwrap(), b"x").await, "old");
+    for expected in ["newer", "newest"] {
+        model(expected);
+        let mut sandbox = image.clone().start().await.unwrap();
+        for _ in 0..2 {
+            assert_eq!(text(&mut sandbox, b"x").await, expected);
+        }
+    }
+}
+
 const PYTHON: &str = r#"
 import json, sys, threading, os
 seen = []
