@@ -154,6 +154,14 @@ pub(crate) fn forget(region: &Region) {
     set_changed(region, ANSWERS_GPA + DIRECTORY_BYTES, 0);
 }
 
+/// Leaves nothing to read of what was answered, but for signals' actions: the next one who can read the pages is somebody else.
+pub(crate) fn clear(region: &Region) {
+    let told = (0..ACTIONS).chain(ENTRIES..ANSWERS_SIZE);
+    for at in told.step_by(8) {
+        set_changed(region, ANSWERS_GPA + at, 0);
+    }
+}
+
 /// Whether the program closed the descriptor that it was told of. Says so once.
 pub(crate) fn take_closed(region: &Region) -> bool {
     let at = SCRATCH_GPA + (CLOSED - SCRATCH_GVA);

@@ -52,7 +52,7 @@ impl Process {
         let Ahead { ticks, foresight, .. } = std::mem::take(&mut self.ahead);
         self.ahead = Ahead { ticks, foresight, ..Ahead::default() };
         let region = self.memory.region();
-        answers::forget(region);
+        answers::clear(region);
         answers::clear_scratch(region);
         for signal in (1..=64).filter_map(Signal::new) {
             answers::write_action(region, signal.number(), &self.actions.get(signal).bytes());
@@ -102,7 +102,7 @@ impl Process {
         let paths = self.foresee(number as u64, value, looked);
         let directory = if self.ahead.asks_directory { self.files.working_dir().ok() } else { None };
         let told = Told { fd, paths, directory };
-        if told.is_nothing() || self.memory.shares_writable_file() {
+        if told.is_nothing() || self.memory.shares_file() {
             return;
         }
         answers::write(self.memory.region(), &told, ticks);
@@ -165,7 +165,8 @@ impl Process {
             stat: stat_bytes(&attr).try_into().ok(),
             no_terminal: true,
             position: if regular { Some(self.files.position_of(fd).ok()?) } else { None },
-            at_end,
+            // A read can be short for other reasons.
+            at_end: at_end && self.files.position_of(fd).ok()? == attr.size,
             all_listed: false,
             // A lock ends with any descriptor of its file.
             may_close: flags & libc::O_ACCMODE == libc::O_RDONLY && !self.ahead.locks,

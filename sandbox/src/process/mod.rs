@@ -271,7 +271,7 @@ impl Process {
             MapSource::Zeroes => Ok(None),
             MapSource::File(mapping) => {
                 let name = self.files.path_of(fd)?;
-                Ok(Some(Arc::new(MappedFile::of(mapping, name))))
+                self.memory.count_file(MappedFile::of(mapping, name)).map(Some)
             }
         }
     }

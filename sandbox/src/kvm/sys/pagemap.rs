@@ -57,6 +57,24 @@ fn pagemap() -> io::Result<&'static File> {
     Ok(FILE.get_or_init(|| file))
 }
 
+/// `_IOWR('f', 17, struct procmap_query)`.
+const PROCMAP_QUERY: libc::c_ulong = 0xc068_6611;
+/// The first mapping at or above the address.
+const COVERING_OR_NEXT: u64 = 0x10;
+
+/// `struct procmap_query`, without names.
+#[repr(C)]
+#[derive(Default)]
+struct Query {
+    size: u64,
+    flags: u64,
+    address: u64,
+    start: u64,
+    end: u64,
+    /// Rights, page size, offset, inode; device and lengths; addresses for names.
+    rest: [u64; 8],
+}
+
 /// What is looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pages {
@@ -75,6 +93,44 @@ impl Region {
     pub(crate) fn private_bytes(&self) -> io::Result<u64> {
         let found = scan(self.host_address(0, 0), 0..self.len(), Pages::Private)?;
         Ok(found.iter().map(|range| range.end - range.start).sum())
+    }
+
+    /// How many mappings the host has here, counted up to one more than `most`.
+    ///
+    /// # Errors
+    /// Those of reading `/proc/self/maps`.
+    pub(crate) fn mappings(&self, most: usize) -> io::Result<usize> {
+        let file = File::open("/proc/self/maps")?;
+        match self.query_mappings(&file, most) {
+            // Before Linux 6.11.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
+                let (start, len) = (self.host_address(0, 0), self.len());
+                let inside = |line: &str| {
+                    let at = line.split('-').next().and_then(|at| u64::from_str_radix(at, 16).ok());
+                    at.is_some_and(|at| (start..start + len).contains(&at))
+                };
+                Ok(io::read_to_string(file)?.lines().filter(|line| inside(line)).count())
+            }
+            counted => counted,
+        }
+    }
+
+    fn query_mappings(&self, file: &File, most: usize) -> io::Result<usize> {
+        let (mut at, mut count) = (self.host_address(0, 0), 0);
+        let end = at + self.len();
+        while at < end && count <= most {
+            let size = size_of::<Query>() as u64;
+            let mut query = Query { size, flags: COVERING_OR_NEXT, address: at, ..Query::default() };
+            // SAFETY: `query` is what the kernel expects under this number; without names it writes nowhere else.
+            let found = unsafe { libc::ioctl(file.as_raw_fd(), PROCMAP_QUERY, &raw mut query) };
+            match io::Error::last_os_error() {
+                _ if found == 0 && query.end > at => at = query.end,
+                error if error.raw_os_error() == Some(libc::ENOENT) => break,
+                error => return Err(error),
+            }
+            count += usize::from(query.start < end);
+        }
+        Ok(count)
     }
 
     /// The pages of `offset..offset + len` that are `wanted`, as sorted ranges of offsets.

@@ -18,6 +18,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// What the host lets KVM and us do with a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,8 +67,6 @@ pub(crate) enum Advice {
     Remove,
     /// Use 2 MiB pages.
     HugePage,
-    /// Do not use 2 MiB pages.
-    NoHugePage,
     /// Fault in for reading, in bulk.
     PopulateRead,
     /// Fault in for writing, in bulk.
@@ -81,7 +80,6 @@ impl Advice {
             Self::Free => libc::MADV_FREE,
             Self::Remove => libc::MADV_REMOVE,
             Self::HugePage => libc::MADV_HUGEPAGE,
-            Self::NoHugePage => libc::MADV_NOHUGEPAGE,
             Self::PopulateRead => libc::MADV_POPULATE_READ,
             Self::PopulateWrite => libc::MADV_POPULATE_WRITE,
         }
@@ -93,6 +91,8 @@ impl Advice {
 pub(crate) struct Region {
     base: NonNull<c_void>,
     len: u64,
+    /// Calls that may have cut the host's mappings, each into two more at most, since they were counted.
+    cuts: AtomicU32,
 }
 
 // SAFETY: the mapping belongs to this value alone and is only reached through calls that check bounds; nothing in
@@ -129,7 +129,7 @@ impl Region {
         trim(start, aligned - start);
         trim(aligned + len, start + with_slack - (aligned + len));
         let base = NonNull::new(aligned as *mut c_void).expect("mmap does not return 0 without MAP_FIXED");
-        Ok(Self { base, len })
+        Ok(Self { base, len, cuts: AtomicU32::new(0) })
     }
 
     /// Bytes of addresses.
@@ -153,6 +153,24 @@ impl Region {
 
     fn at(&self, offset: u64, len: u64) -> *mut c_void {
         self.host_address(offset, len) as *mut c_void
+    }
+
+    /// Whether the host has more than `most` mappings here, as it was when it was last worth a count: some thousand changes ago
+    /// at most. Neighbours that look alike need not be one mapping for the host, so only it can say.
+    pub(crate) fn has_more_mappings(&self, most: usize) -> bool {
+        const UNCOUNTED: u32 = 4096;
+        if self.cuts.load(Ordering::Relaxed) < UNCOUNTED {
+            return false;
+        }
+        let many = self.mappings(most).is_ok_and(|count| count > most);
+        if !many {
+            self.cuts.store(0, Ordering::Relaxed);
+        }
+        many
+    }
+
+    fn cut(&self) {
+        self.cuts.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Maps `backing` over what was there.
@@ -180,6 +198,7 @@ impl Region {
     fn map_raw(&self, offset: u64, len: u64, prot: i32, flags: i32, fd: i32, at: u64) -> io::Result<()> {
         let at = libc::off_t::try_from(at).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))?;
         let address = self.at(offset, len);
+        self.cut();
         // SAFETY: the range was checked to lie inside the reservation, which belongs to us alone, so that MAP_FIXED
         // replaces only pages of this guest; nobody holds a Rust reference into it.
         let got = unsafe { libc::mmap(address, len as usize, prot, flags | libc::MAP_FIXED, fd, at) };
@@ -188,12 +207,16 @@ impl Region {
 
     /// Changes what KVM and we may do with mapped pages.
     pub(crate) fn protect(&self, offset: u64, len: u64, protection: Protection) -> io::Result<()> {
+        self.cut();
         // SAFETY: the range lies in the reservation; no Rust reference points into it.
         check(unsafe { libc::mprotect(self.at(offset, len), len as usize, protection.bits()) })
     }
 
     /// `madvise(2)`.
     pub(crate) fn advise(&self, offset: u64, len: u64, advice: Advice) -> io::Result<()> {
+        if advice == Advice::HugePage {
+            self.cut();
+        }
         // SAFETY: the range lies in the reservation; every advice we have leaves it mapped.
         check(unsafe { libc::madvise(self.at(offset, len), len as usize, advice.value()) })
     }
@@ -203,6 +226,7 @@ impl Region {
     pub(crate) fn move_pages(&self, from: u64, to: u64, len: u64) -> io::Result<()> {
         assert!(from + len <= to || to + len <= from, "moved ranges overlap");
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
+        self.cut();
         // SAFETY: both ranges lie in the reservation. DONTUNMAP keeps the old addresses ours: without it another
         // thread's mmap could take them.
         let got =

@@ -69,7 +69,7 @@ fn mmap(process: &mut Process, [address, len, prot, flags, fd, offset]: Args) ->
     let known = (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC) as u64;
     let prot = Prot::from_bits(prot & known).ok_or(Errno::INVAL)?;
     let file = if has(libc::MAP_ANONYMOUS) {
-        if shared { Some(shared_zeroes(len)?) } else { None }
+        if shared { Some(shared_zeroes(process, len)?) } else { None }
     } else {
         let mapped = process.mappable(fd as i32, shared, prot.write)?;
         mapped.map(|file| FilePart { file, offset, shared })
@@ -104,12 +104,12 @@ fn place(address: u64, flags: i32) -> At {
 }
 
 /// Memory that `MAP_SHARED | MAP_ANONYMOUS` gives: a file without a name.
-fn shared_zeroes(len: u64) -> Result<FilePart, Errno> {
+fn shared_zeroes(process: &Process, len: u64) -> Result<FilePart, Errno> {
     let len = len.checked_next_multiple_of(PAGE).filter(|&len| len <= USER_END).ok_or(Errno::NOMEM)?;
     let fd = rustix::fs::memfd_create(c"shared", MemfdFlags::CLOEXEC)?;
     rustix::fs::ftruncate(&fd, len).map_err(|_| Errno::NOMEM)?;
     let file = MappedFile { own: true, ..MappedFile::new(Arc::new(fd), "/dev/zero (deleted)".into()) };
-    Ok(FilePart { file: Arc::new(file), offset: 0, shared: true })
+    Ok(FilePart { file: process.memory.count_file(file)?, offset: 0, shared: true })
 }
 
 fn munmap(process: &mut Process, [address, len, ..]: Args) -> Result<Outcome, Errno> {
@@ -147,12 +147,13 @@ fn madvise(process: &mut Process, [address, len, advice, ..]: Args) -> Result<Ou
         libc::MADV_DONTNEED => Advice::DontNeed,
         libc::MADV_FREE => Advice::Free,
         libc::MADV_REMOVE => Advice::Remove,
-        libc::MADV_HUGEPAGE => Advice::HugePage,
-        libc::MADV_NOHUGEPAGE => Advice::NoHugePage,
         libc::MADV_POPULATE_READ => Advice::PopulateRead,
         libc::MADV_POPULATE_WRITE => Advice::PopulateWrite,
-        // About what the host may do when it likes, or what only fork and core dumps would show.
+        // About what the host may do when it likes, or what only fork and core dumps would show. The size of pages is chosen when
+        // memory is mapped: advice about parts of it would cut the host's mappings, which are counted for all programs together.
         libc::MADV_NORMAL
+        | libc::MADV_HUGEPAGE
+        | libc::MADV_NOHUGEPAGE
         | libc::MADV_RANDOM
         | libc::MADV_SEQUENTIAL
         | libc::MADV_WILLNEED

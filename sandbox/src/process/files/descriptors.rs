@@ -6,6 +6,9 @@ use super::pipe::{End, PipeId};
 use super::table::{Description, FileId};
 use super::{Files, Object, SocketKind, Stream};
 
+/// Capacity of all pipes of a program together, above which none is made larger (`/proc/sys/fs/pipe-user-pages-soft`).
+const MOST_IN_PIPES: usize = 64 << 20;
+
 const CHANGEABLE: u32 =
     (libc::O_APPEND | libc::O_NONBLOCK | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME) as u32;
 
@@ -207,6 +210,10 @@ impl Files {
     pub(crate) fn set_pipe_capacity(&mut self, fd: i32, size: usize) -> Result<usize, Errno> {
         match self.table.get(fd)?.object {
             Object::Pipe(id, _) => {
+                let pipes = self.pipes.iter().flatten().map(super::pipe::Pipe::capacity);
+                if size > super::pipe::CAPACITY && pipes.sum::<usize>() + size > MOST_IN_PIPES {
+                    return Err(Errno::PERM);
+                }
                 self.changed = true;
                 self.pipes[id.0 as usize].as_mut().ok_or(Errno::BADF)?.set_capacity(size)
             }

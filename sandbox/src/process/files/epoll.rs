@@ -12,6 +12,11 @@ use super::table::{FileId, Object, Stream};
 
 /// Instances nested in each other.
 const MAX_DEPTH: u32 = 5;
+/// Descriptors that all instances of a program watch together (`fs.epoll.max_user_watches`): `ENOSPC`.
+const MOST_WATCHED: usize = 64 << 10;
+
+/// What the instances that were looked at in this call are ready for: each is looked at once, on however many ways it is reached.
+type Seen = BTreeMap<FileId, Ready>;
 
 /// An epoll instance.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -69,7 +74,7 @@ impl Epoll {
 impl Files {
     /// What `id` is ready for now.
     pub(crate) fn ready(&mut self, id: FileId) -> Ready {
-        self.ready_at(id, 0)
+        self.ready_at(id, 0, &mut Seen::new())
     }
 
     /// What the descriptor `fd` is ready for now.
@@ -81,7 +86,7 @@ impl Files {
         if self.table.file(id).is_path() { Err(Errno::BADF) } else { Ok(self.ready(id)) }
     }
 
-    fn ready_at(&mut self, id: FileId, depth: u32) -> Ready {
+    fn ready_at(&mut self, id: FileId, depth: u32, seen: &mut Seen) -> Ready {
         let inside = |events, stamp| Ready { events, stamp, need: Need::INSIDE };
         match &self.table.file(id).object {
             Object::Console(stream) => self.console_ready(*stream),
@@ -115,7 +120,7 @@ impl Files {
                     | when(state.hung_up, HUP);
                 inside(events, state.stamp)
             }
-            Object::Epoll(_) if depth < MAX_DEPTH => self.epoll_ready(id, depth),
+            Object::Epoll(_) if depth < MAX_DEPTH => self.epoll_ready(id, depth, seen),
             Object::Epoll(_) => inside(0, 0),
             _ => Ready { events: IN | OUT, ..Ready::default() },
         }
@@ -132,16 +137,21 @@ impl Files {
         Ready { events, stamp, need: Need::INPUT }
     }
 
-    fn epoll_ready(&mut self, id: FileId, depth: u32) -> Ready {
+    fn epoll_ready(&mut self, id: FileId, depth: u32, seen: &mut Seen) -> Ready {
         let mut ready = Ready { need: Need::INSIDE, ..Ready::default() };
+        if let Some(known) = seen.get(&id) {
+            return *known;
+        }
+        seen.insert(id, ready);
         for (key, interest) in self.interest(id) {
-            let file = self.ready_at(key.1, depth + 1);
+            let file = self.ready_at(key.1, depth + 1, seen);
             ready.need = ready.need.or(file.need);
             ready.stamp = ready.stamp.wrapping_add(file.stamp);
             if report(&interest, file) != 0 {
                 ready.events = IN;
             }
         }
+        seen.insert(id, ready);
         ready
     }
 
@@ -181,8 +191,13 @@ impl Files {
         if id == target || !matches!(self.table.file(id).object, Object::Epoll(_)) {
             return Err(Errno::INVAL);
         }
-        if operation == libc::EPOLL_CTL_ADD && self.reaches(target, id, MAX_DEPTH)? {
-            return Err(Errno::LOOP);
+        if operation == libc::EPOLL_CTL_ADD {
+            if self.reaches(target, id, MAX_DEPTH, &mut BTreeMap::new())? {
+                return Err(Errno::LOOP);
+            }
+            if self.watched() >= MOST_WATCHED {
+                return Err(Errno::NOSPC);
+            }
         }
         let key = (fd, target);
         let epoll = self.epoll_mut(id)?;
@@ -199,13 +214,31 @@ impl Files {
         Ok(())
     }
 
-    /// Whether the instance `from` watches `to`, directly or not.
-    fn reaches(&self, from: FileId, to: FileId, depth: u32) -> Result<bool, Errno> {
+    /// Descriptors that all instances watch.
+    fn watched(&self) -> usize {
+        let watched =
+            |object: &Object| if let Object::Epoll(epoll) = object { epoll.interest.len() } else { 0 };
+        self.table.files().map(|(_, file)| watched(&file.object)).sum()
+    }
+
+    /// Whether the instance `from` watches `to`, directly or not. `seen` is down to which depth each has been followed.
+    fn reaches(
+        &self,
+        from: FileId,
+        to: FileId,
+        depth: u32,
+        seen: &mut BTreeMap<FileId, u32>,
+    ) -> Result<bool, Errno> {
         if depth == 0 {
             return Err(Errno::LOOP);
         }
-        for ((_, file), _) in self.interest(from) {
-            if file == to || self.reaches(file, to, depth - 1)? {
+        let Object::Epoll(epoll) = &self.table.file(from).object else { return Ok(false) };
+        if seen.get(&from).is_some_and(|followed| *followed >= depth) {
+            return Ok(false);
+        }
+        seen.insert(from, depth);
+        for file in epoll.watched() {
+            if file == to || self.reaches(file, to, depth - 1, seen)? {
                 return Ok(true);
             }
         }
@@ -223,11 +256,12 @@ impl Files {
         let start = turn.map_or(0, |turn| all.partition_point(|(key, _)| *key <= turn));
         all.rotate_left(start);
         let (mut found, mut need) = (Vec::new(), Need::INSIDE);
+        let mut seen = Seen::new();
         for (key, interest) in all {
             if found.len() == max {
                 break;
             }
-            let ready = self.ready_at(key.1, 1);
+            let ready = self.ready_at(key.1, 1, &mut seen);
             need = need.or(ready.need);
             let events = report(&interest, ready);
             if events == 0 {

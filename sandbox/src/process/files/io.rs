@@ -12,6 +12,8 @@ use super::table::{Description, DirItem, FileId, Object, Stream};
 use super::transfer::{Capped, Sink, Source, put_all, take_vec};
 use super::{Files, Place, random};
 
+/// Names that the listings of all open directories hold together, where there is more than one.
+const MOST_LISTED: usize = 256 << 10;
 /// Most bytes that one write hands to the console.
 const CONSOLE_PIECE: usize = 1 << 20;
 const APPEND: u32 = libc::O_APPEND as u32;
@@ -355,6 +357,11 @@ impl Files {
             _ => {}
         }
         let listing: Arc<[DirItem]> = self.list(&place)?.into();
+        let listed = |object: &Object| if let Object::Dir(Some(items)) = object { items.len() } else { 0 };
+        let others: usize = self.table.files().map(|(_, file)| listed(&file.object)).sum();
+        if others > 0 && others + listing.len() > MOST_LISTED {
+            return Err(Errno::NOMEM);
+        }
         self.table.file_mut(id).object = Object::Dir(Some(listing.clone()));
         Ok(listing)
     }

@@ -24,6 +24,8 @@ const TMPFILE: u32 = libc::O_TMPFILE as u32;
 const ACCESS: u32 = libc::O_ACCMODE as u32;
 /// On x86-64 the C library calls it 0; the kernel sets it on every open file.
 const LARGEFILE: u32 = 0o100_000;
+/// Bytes of generated texts that all open files hold together.
+const MOST_TEXT: usize = 16 << 20;
 /// Flags that are gone once the file is open.
 const AT_OPEN: u32 = CREATE | EXCL | TRUNC | CLOEXEC | libc::O_NOCTTY as u32;
 
@@ -296,8 +298,12 @@ impl Files {
             fd_slots: self.table.slots(),
         };
         let text = render(&scene);
+        let held = |object: &Object| if let Object::Text(text) = object { text.len() } else { 0 };
+        let others: usize = self.table.files().map(|(_, file)| held(&file.object)).sum();
+        // What does not fit any more reads as empty.
+        let text: Arc<[u8]> = if others + text.len() > MOST_TEXT { Arc::default() } else { text.into() };
         if let Ok(at) = self.table.fd(fd) {
-            self.table.file_mut(at.file).object = Object::Text(text.into());
+            self.table.file_mut(at.file).object = Object::Text(text);
         }
     }
 

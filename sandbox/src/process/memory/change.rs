@@ -8,7 +8,7 @@ use super::place::{At, host_errno, host_protection, pages};
 use super::vma::{Prot, Vma};
 use super::{Access, AddressSpace, Request};
 use crate::kvm::layout::{PAGE, STACK_GUARD, STACK_SIZE, USER_END, USER_START};
-use crate::kvm::sys::Advice;
+use crate::kvm::sys::{Advice, Protection};
 
 /// How `mremap` may move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +81,7 @@ impl AddressSpace {
         }
         self.check_room(more, true)?;
         self.check_cuts(start, end)?;
+        self.check_host_cuts()?;
         let placed = old.placed;
         self.touch_mappings(start, end);
         if placed {
@@ -165,29 +166,39 @@ impl AddressSpace {
         let request = self.like(start, &vma, At::Fixed(target), old, new_len);
         self.map(request)?;
         if vma.placed && (vma.file.is_none() || vma.file.as_ref().is_some_and(|part| !part.shared)) {
-            self.move_pages(old, target, kept)?;
+            self.move_pages(old, target, kept, vma.prot)?;
         }
         self.unmap(old, old_len)?;
         Ok(target)
     }
 
     /// Moves private pages, in pieces that are contiguous on both sides.
-    fn move_pages(&mut self, old: u64, new: u64, len: u64) -> Result<(), Errno> {
+    fn move_pages(&mut self, old: u64, new: u64, len: u64, prot: Prot) -> Result<(), Errno> {
         let mut done = 0;
         while done < len {
             let from = self.runs(old + done, old + len).next().ok_or(Errno::FAULT)?;
             let to = self.runs(new + done, new + len).next().ok_or(Errno::FAULT)?;
             let piece = self.same_backing(from.gpa, from.len.min(to.len));
+            self.note_moved(from.gpa, piece);
             if self.region.move_pages(from.gpa, to.gpa, piece).is_err() {
                 // Several mappings of the host: a reset or an advice has cut the image's.
-                self.copy_pages(from.gpa, to.gpa, piece)?;
+                self.copy_pages(from.gpa, to.gpa, piece, prot)?;
             }
             done += piece;
         }
         Ok(())
     }
 
-    fn copy_pages(&self, from: u64, to: u64, len: u64) -> Result<(), Errno> {
+    /// Copies what the program itself may not be allowed to read or write; the original is unmapped next.
+    fn copy_pages(&self, from: u64, to: u64, len: u64, prot: Prot) -> Result<(), Errno> {
+        self.region.protect(from, len, Protection { read: true, write: false }).map_err(host_errno)?;
+        self.region.protect(to, len, Protection::READ_WRITE).map_err(host_errno)?;
+        let copied = self.copy_bytes(from, to, len);
+        self.region.protect(to, len, host_protection(prot)).map_err(host_errno)?;
+        copied
+    }
+
+    fn copy_bytes(&self, from: u64, to: u64, len: u64) -> Result<(), Errno> {
         let mut buffer = vec![0; (256 << 10).min(len as usize)];
         for at in (0..len).step_by(buffer.len().max(1)) {
             let piece = &mut buffer[..(len - at).min(256 << 10) as usize];
@@ -210,6 +221,7 @@ impl AddressSpace {
             .collect();
         for (from, to) in parts {
             if matches!(advice, Advice::DontNeed | Advice::Free) && self.image.is_some() {
+                self.check_host_cuts()?;
                 self.forget_image(from, to)?;
             }
             for run in self.extents.runs(from, to) {

@@ -106,6 +106,11 @@ impl Extents {
         self.fresh.retain(|slot| slot.gpa > 0);
     }
 
+    /// Bytes in memslots.
+    pub(super) fn covered(&self) -> u64 {
+        self.covered
+    }
+
     /// The guest-physical address of `gva`.
     pub(crate) fn find(&self, gva: u64) -> Option<u64> {
         let within = gva % GRANULE;
@@ -146,7 +151,8 @@ impl Extents {
             while at < end {
                 let granule_end = at / GRANULE * GRANULE + GRANULE;
                 let Some(gpa) = self.find(at) else {
-                    at = granule_end;
+                    // Addresses are many, places few.
+                    at = self.granules.range(at..).next().map_or(end, |(granule, _)| *granule);
                     continue;
                 };
                 let gva = at;

@@ -119,6 +119,10 @@ pub(crate) struct AddressSpace {
     image: Option<Arc<MemoryImage>>,
     /// Ranges whose mappings may differ from the image's.
     touched: Vec<Range<u64>>,
+    /// Pages of the image's picture were moved elsewhere.
+    moved: bool,
+    /// Held by every file that the program has mapped.
+    files: Arc<()>,
 }
 
 /// Guest-physical memory beyond the limit, for mappings that cost the host no memory of the program (files, reservations that
@@ -131,6 +135,12 @@ pub(crate) fn region_bytes(limit_bytes: u64) -> u64 {
     let limit = limit_bytes.max(COMMON_LIMIT);
     (PHYSICAL_SLACK + limit.saturating_mul(4)).next_multiple_of(GRANULE)
 }
+
+/// Ranges of changed mappings that are kept apart, and ranges that wait to be entered: a program can make any number.
+const MOST_RANGES: usize = 8192;
+const MOST_PENDING: usize = 1024;
+/// Files that a program may have mapped, one for each call that mapped one.
+const MOST_FILES: usize = 2048;
 
 /// Programs with at most this limit use regions of one size.
 pub(crate) const COMMON_LIMIT: u64 = 1 << 30;
@@ -188,19 +198,49 @@ impl AddressSpace {
             flush: false,
             image: None,
             touched: Vec::new(),
+            moved: false,
+            files: Arc::default(),
         })
+    }
+
+    /// Counts a file that is about to be mapped: each keeps a descriptor of the host's process for as long as it is mapped.
+    ///
+    /// # Errors
+    /// `ENFILE` where there are too many.
+    pub(crate) fn count_file(&self, file: MappedFile) -> Result<Arc<MappedFile>, Errno> {
+        if Arc::strong_count(&self.files) > MOST_FILES {
+            return Err(Errno::NFILE);
+        }
+        Ok(Arc::new(MappedFile { _count: Some(self.files.clone()), ..file }))
     }
 
     /// The mappings of `start..end` change.
     fn touch_mappings(&mut self, start: u64, end: u64) {
-        if self.image.is_some() {
-            self.touched.push(start..end);
+        if self.image.is_none() {
+            return;
+        }
+        match self.touched.last_mut() {
+            Some(last) if last.start <= start && end <= last.end => return,
+            _ => self.touched.push(start..end),
+        }
+        if self.touched.len() > MOST_RANGES {
+            let mut joined = renew::merged(std::mem::take(&mut self.touched));
+            if let (Some(first), Some(last)) = (joined.first(), joined.last())
+                && joined.len() > MOST_RANGES / 2
+            {
+                // More is laid anew than need be.
+                joined = std::iter::once(first.start..last.end).collect();
+            }
+            self.touched = joined;
         }
     }
 
-    /// Whether stores of others to a file may be seen without a call, and the program's by others.
-    pub(crate) fn shares_writable_file(&self) -> bool {
-        self.vmas.iter().any(|(_, vma)| vma.written && vma.file.as_ref().is_some_and(|part| part.shared))
+    /// Whether stores of others to a file may be seen without a call, also where the program itself only reads, and the
+    /// program's by others.
+    pub(crate) fn shares_file(&self) -> bool {
+        let shares = |vma: &vma::Vma| vma.file.as_ref().is_some_and(|part| part.shared && !part.file.own);
+        // The clocks are shared with nobody but the VMM.
+        self.vmas.iter().any(|(_, vma)| shares(vma) && (vma.written || vma.label != "[vvar]"))
     }
 
     /// The host memory behind.
@@ -277,13 +317,14 @@ impl AddressSpace {
     /// cannot have touched yet (`ld.so` maps a whole library for reading and then its parts with their real rights: entering
     /// the first would have to be undone).
     pub(crate) fn settle(&mut self) -> Result<(), Errno> {
-        if std::mem::take(&mut self.flush) { self.commit() } else { Ok(()) }
+        let many = self.pending.len() > MOST_PENDING;
+        if std::mem::take(&mut self.flush) || many { self.commit() } else { Ok(()) }
     }
 
     /// Enters everything that is pending.
     pub(crate) fn commit(&mut self) -> Result<(), Errno> {
         self.flush = false;
-        for range in std::mem::take(&mut self.pending) {
+        for range in renew::merged(std::mem::take(&mut self.pending)) {
             self.enter(range.start, range.end)?;
         }
         Ok(())
@@ -334,11 +375,13 @@ impl AddressSpace {
             };
             match done {
                 Ok(()) => return Ok(()),
-                Err(tables::NoRoom) => {
-                    let room = self.extents.allocate(GRANULE)?;
-                    self.tables.add_room(&self.region, room, GRANULE).map_err(|_| Errno::NOMEM)?;
-                }
+                Err(tables::NoRoom) => self.add_table_room()?,
             }
         }
+    }
+
+    fn add_table_room(&mut self) -> Result<(), Errno> {
+        let room = self.extents.allocate(GRANULE)?;
+        self.tables.add_room(&self.region, room, GRANULE).map_err(|_| Errno::NOMEM)
     }
 }

@@ -128,7 +128,7 @@ impl AddressSpace {
             part.offset.checked_add(len).ok_or(Errno::OVERFLOW)?;
         }
         let start = self.choose(request.at, len)?;
-        if self.vmas.len() >= MAX_MAPPINGS {
+        if self.vmas.len() >= MAX_MAPPINGS || self.region.has_more_mappings(MAX_MAPPINGS) {
             return Err(Errno::NOMEM);
         }
         let mut vma = Vma::anonymous(start + len, request.prot);
@@ -152,21 +152,41 @@ impl AddressSpace {
         if pieces > 0 && self.vmas.len() + pieces > MAX_MAPPINGS { Err(Errno::NOMEM) } else { Ok(()) }
     }
 
+    /// Refuses to cut the host's mappings, which can be more than the program's, any further.
+    pub(super) fn check_host_cuts(&self) -> Result<(), Errno> {
+        if self.region.has_more_mappings(MAX_MAPPINGS) { Err(Errno::NOMEM) } else { Ok(()) }
+    }
+
     /// Refuses what the memory limit does not allow: one mapping larger than all memory (unless the program said that it
     /// only wants addresses), or any more once the memory really in use has reached the limit.
     pub(super) fn check_room(&self, more: u64, no_reserve: bool) -> Result<(), Errno> {
-        if self.vmas.charged() + more <= self.limit_bytes || more == 0 {
+        let all = self.vmas.charged() + self.overhead() + more;
+        if all <= self.limit_bytes || more == 0 {
             return Ok(());
         }
         if more > self.limit_bytes && !no_reserve {
             return Err(Errno::NOMEM);
         }
-        if self.resident_bytes() >= self.limit_bytes { Err(Errno::NOMEM) } else { Ok(()) }
+        if self.held_bytes() >= self.limit_bytes { Err(Errno::NOMEM) } else { Ok(()) }
     }
 
     /// Whether the program could use more memory than its limit without another call, so that someone must watch it.
     pub(crate) fn is_overcommitted(&self) -> bool {
-        self.vmas.charged() > self.limit_bytes
+        self.vmas.charged() + self.overhead() > self.limit_bytes
+    }
+
+    /// What the program's addresses take of the host beside its memory: page tables, and what KVM keeps for memslots and the host
+    /// for its own tables. A usual program is charged nothing for it.
+    fn overhead(&self) -> u64 {
+        const SLOTS: u64 = 4 << 10;
+        const FREE: u64 = 4 << 20;
+        let bytes = self.extents.covered() / (1 << 20) * SLOTS + self.tables.bytes();
+        bytes.saturating_sub(FREE + self.limit_bytes / 64)
+    }
+
+    /// Everything that counts against the limit.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.resident_bytes() + self.overhead()
     }
 
     /// Bytes of the program's own pages that the host holds now: anonymous memory, copies of a file's pages that were
@@ -272,10 +292,18 @@ impl AddressSpace {
                 kept.push(range);
                 continue;
             }
-            self.tables.forbid_execute(&self.region, from, to - from).map_err(|_| Errno::NOMEM)?;
+            self.forbid_pages(from, to)?;
             kept.extend([range.start..from, to..range.end].into_iter().filter(|part| !part.is_empty()));
         }
         self.executable = kept;
+        Ok(())
+    }
+
+    pub(super) fn forbid_pages(&mut self, from: u64, to: u64) -> Result<(), Errno> {
+        // A large page that keeps the right in a part is cut, which takes a table.
+        while self.tables.forbid_execute(&self.region, from, to - from).is_err() {
+            self.add_table_room()?;
+        }
         Ok(())
     }
 
@@ -364,11 +392,7 @@ impl AddressSpace {
 
     /// How much of its own memory the program may still take in one call.
     fn room(&self) -> u64 {
-        if self.is_overcommitted() {
-            self.limit_bytes.saturating_sub(self.resident_bytes())
-        } else {
-            u64::MAX
-        }
+        if self.is_overcommitted() { self.limit_bytes.saturating_sub(self.held_bytes()) } else { u64::MAX }
     }
 
     /// Cuts what one call may store into `buffers` to what the limit allows; the next look at the memory comes after it.

@@ -66,6 +66,8 @@ impl AddressSpace {
             flush: false,
             image: Some(image.clone()),
             touched: Vec::new(),
+            moved: false,
+            files: Arc::default(),
         };
         memory.adopt_clocks(image, clocks);
         Ok(memory)
@@ -85,7 +87,12 @@ impl AddressSpace {
         let Some(image) = self.image.clone() else { return Ok(Renewed::Worn) };
         let grown = self.extents.used() - image.extents.used();
         let tables = self.tables.bytes() - image.tables.bytes();
-        if grown > WEAR || tables > TABLE_WEAR || self.executable.len() > image.executable.len() + RANGES {
+        let cut = self.check_host_cuts().is_err();
+        if cut
+            || grown > WEAR
+            || tables > TABLE_WEAR
+            || self.executable.len() > image.executable.len() + RANGES
+        {
             return Ok(Renewed::Worn);
         }
         let touched = merged(std::mem::take(&mut self.touched));
@@ -93,6 +100,7 @@ impl AddressSpace {
             self.lay_anew(&image, range, clocks)?;
         }
         let copied = self.copy_back(&image)?;
+        self.moved = false;
         self.heap = image.heap;
         self.limit_bytes = image.limit_bytes;
         if !touched.is_empty() {
@@ -186,7 +194,7 @@ impl AddressSpace {
                 .map(|(at, vma)| (at.max(range.start), vma.end.min(range.end)))
                 .collect();
             for (from, to) in data {
-                self.tables.forbid_execute(&self.region, from, to - from).map_err(|_| Errno::NOMEM)?;
+                self.forbid_pages(from, to)?;
             }
         }
         // Kept where nothing is mapped now: a mapping made there later loses the right then.
@@ -200,6 +208,13 @@ impl AddressSpace {
         let Some(image) = self.image.clone() else { return Ok(()) };
         let Some((at, vma)) = self.vmas.at(start) else { return Ok(()) };
         let vma = vma.clone();
+        if self.moved {
+            // Where the picture is now is not known; what is mapped anew is as the advice wants it.
+            let here = vma.part(at, start, end.min(vma.end));
+            self.map_host(start, &here).map_err(|_| Errno::NOMEM)?;
+            self.touch_mappings(start, end);
+            return Ok(());
+        }
         let mut forgotten = false;
         for run in self.extents.runs(start, end) {
             for piece in image.touching(run.gpa, run.gpa + run.len) {
@@ -215,6 +230,12 @@ impl AddressSpace {
             self.touch_mappings(start, end);
         }
         Ok(())
+    }
+
+    /// Notes that what is at `gpa..gpa + len` comes to stand elsewhere.
+    pub(super) fn note_moved(&mut self, gpa: u64, len: u64) {
+        let pictured = |piece: &Piece| matches!(piece.source, Source::Picture(_));
+        self.moved |= self.image.as_ref().is_some_and(|image| image.touching(gpa, gpa + len).any(pictured));
     }
 
     /// How much of `gpa..gpa + len` is one mapping of the host, as far as the image goes.
@@ -246,7 +267,10 @@ pub(super) fn outside(ranges: &[Range<u64>], others: &[Range<u64>]) -> Vec<Range
 }
 
 /// Sorted, and joined where they touch.
-fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+pub(super) fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    if ranges.len() < 2 {
+        return ranges;
+    }
     ranges.sort_by_key(|range| range.start);
     let mut all: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
     for range in ranges {

@@ -239,14 +239,34 @@ impl Tables {
 
     /// Takes the right to execute from pages that are entered: new data at the place of old code.
     pub(crate) fn forbid_execute(&mut self, region: &Region, gva: u64, len: u64) -> Result<(), NoRoom> {
-        for page in 0..len / PAGE {
-            let gva = gva + page * PAGE;
-            let at = self.directory_entry(region, gva)?;
-            let directory = region.word(at);
-            if directory & PRESENT == 0 || directory & LARGE != 0 {
-                continue;
+        let end = gva + len;
+        let mut at = gva;
+        while at < end {
+            let next = ((at & !(LARGE_PAGE - 1)) + LARGE_PAGE).min(end);
+            self.forbid_in_chunk(region, at, next)?;
+            at = next;
+        }
+        Ok(())
+    }
+
+    /// The same in one stretch of 2 MiB.
+    fn forbid_in_chunk(&mut self, region: &Region, start: u64, end: u64) -> Result<(), NoRoom> {
+        let at = self.directory_entry(region, start)?;
+        let directory = region.word(at);
+        let executable_large = directory & LARGE != 0 && directory & NO_EXECUTE == 0;
+        let table = match directory & PRESENT {
+            0 => return Ok(()),
+            _ if executable_large && end - start == LARGE_PAGE => {
+                region.set_word(at, directory | NO_EXECUTE);
+                self.stale = true;
+                return Ok(());
             }
-            let at = (directory & ADDRESS) + (gva >> 12) % ENTRIES * 8;
+            _ if executable_large => self.shatter(region, at, directory)?,
+            _ if directory & LARGE != 0 => return Ok(()),
+            _ => directory & ADDRESS,
+        };
+        for gva in (start..end).step_by(PAGE as usize) {
+            let at = table + (gva >> 12) % ENTRIES * 8;
             let entry = region.word(at);
             if entry & PRESENT != 0 && entry & NO_EXECUTE == 0 {
                 region.set_word(at, entry | NO_EXECUTE);

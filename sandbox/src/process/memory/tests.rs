@@ -219,3 +219,152 @@ fn one_call_fills_no_more_than_the_memory_limit() {
     memory.clip(&mut buffers);
     assert_eq!(buffers[0].len, 16 << 20, "a piece that is smaller than what may always be filled");
 }
+
+#[test]
+fn mappings_of_the_host_are_counted_where_the_programs_own_look_like_one() {
+    const PAGES: u64 = 8000;
+    let mut memory = space();
+    let base = 0x10_0000_0000;
+    let refused = (0..3).find_map(|round| {
+        let page = |i: u64| At::Fixed(base + (round * 2 * PAGES + i) * PAGE);
+        // Each is written before it gets its neighbour: the host does not join them then.
+        let apart = (0..PAGES).try_for_each(|i| {
+            let at = memory.map(Request::anonymous(page(2 * i), PAGE, Prot::READ_WRITE))?;
+            memory.write(at, b"x")
+        });
+        let filled = apart.and_then(|()| {
+            (0..PAGES).try_for_each(|i| {
+                memory.map(Request::anonymous(page(2 * i + 1), PAGE, Prot::READ_WRITE)).map(drop)
+            })
+        });
+        filled.err()
+    });
+    assert_eq!(refused, Some(Errno::NOMEM));
+    assert!(memory.vmas().len() < 8_190 && memory.region().mappings(100_000).unwrap() < 17_000);
+    memory.unmap(base, 6 * PAGES * PAGE).unwrap();
+    memory.map(Request::anonymous(At::Hint(0), PAGE, Prot::READ_WRITE)).unwrap();
+}
+
+/// A sandbox of an image in which `bytes` are mapped.
+fn from_image(bytes: &[u8]) -> (AddressSpace, u64) {
+    let mut memory = space();
+    let at = memory.map(Request::anonymous(At::Hint(0), bytes.len() as u64, Prot::READ_WRITE)).unwrap();
+    memory.write(at, bytes).unwrap();
+    let region = Region::reserve(region_bytes(memory.limit_bytes())).unwrap();
+    let image = Arc::new(MemoryImage::take(&mut memory, None).unwrap());
+    (AddressSpace::from_image(&image, Arc::new(region), None, false).unwrap(), at)
+}
+
+#[test]
+fn what_a_reset_and_the_tables_must_look_at_is_bounded() {
+    let (mut memory, at) = from_image(&[7; 4 * 4096]);
+    let other = 0x20_0000_0000;
+    for i in 0..20_000 {
+        let page = other + 2 * i * PAGE;
+        memory.map(Request::anonymous(At::Fixed(page), PAGE, Prot::NONE)).unwrap();
+        memory.unmap(page, PAGE).unwrap();
+    }
+    assert!(memory.touched.len() <= MOST_RANGES, "{}", memory.touched.len());
+    let file = mapped_file(PAGE, false);
+    for _ in 0..5000 {
+        let read = Request { prot: Prot::READ, ..of_file(file.clone(), PAGE, false) };
+        memory.map(Request { at: At::Fixed(other), ..read }).unwrap();
+        memory.settle().unwrap();
+    }
+    assert!(memory.pending.len() <= MOST_PENDING + 1, "{}", memory.pending.len());
+    memory.write(at, b"x").unwrap();
+    assert!(matches!(memory.renew(None).unwrap(), Renewed::Clean(_)));
+    assert_eq!(memory.read_vec(at, 4 * 4096).unwrap(), [7; 4 * 4096]);
+    assert_eq!(memory.read(other, &mut [0]), Err(Errno::FAULT));
+}
+
+#[test]
+fn what_was_moved_and_given_up_is_zeroes() {
+    let (mut memory, at) = from_image(&[7; 8 * 4096]);
+    let to = memory.map(Request::anonymous(At::Hint(0), 8 * PAGE, Prot::NONE)).unwrap();
+    assert_eq!(memory.remap(at, 8 * PAGE, 8 * PAGE, Move::To(to)), Ok(to));
+    assert_eq!(memory.read_vec(to, 8 * 4096).unwrap(), [7; 8 * 4096]);
+    memory.advise(to, to + 2 * PAGE, Advice::DontNeed).unwrap();
+    assert_eq!(memory.advise(to + 2 * PAGE, to + 3 * PAGE, Advice::Free), Ok(()));
+    assert_eq!(memory.read_vec(to, 2 * 4096).unwrap(), [0; 2 * 4096]);
+    assert_eq!(memory.read_vec(to + 3 * PAGE, 5 * 4096).unwrap(), [7; 5 * 4096]);
+    memory.renew(None).unwrap();
+    assert_eq!(memory.read_vec(at, 8 * 4096).unwrap(), [7; 8 * 4096]);
+}
+
+#[test]
+fn what_cannot_be_moved_in_one_piece_is_moved_whatever_its_rights() {
+    for prot in [Prot::READ, Prot::NONE] {
+        let (mut memory, at) = from_image(&[7; 8 * 4096]);
+        memory.advise(at + PAGE, at + 2 * PAGE, Advice::DontNeed).unwrap();
+        memory.protect(at, 8 * PAGE, prot).unwrap();
+        let to = memory.remap(at, 8 * PAGE, 64 * PAGE, Move::May).unwrap();
+        assert_eq!(memory.write(to, b"x"), Err(Errno::FAULT));
+        memory.protect(to, 64 * PAGE, Prot::READ).unwrap();
+        let bytes = memory.read_vec(to, 8 * 4096).unwrap();
+        assert!(
+            bytes[..4096] == [7; 4096] && bytes[4096..8192] == [0; 4096] && bytes[8192..] == [7; 6 * 4096]
+        );
+    }
+}
+
+#[test]
+fn data_in_a_part_of_a_large_page_of_code_cannot_be_executed() {
+    for len in [PAGE, LARGE_PAGE] {
+        let mut memory = space();
+        let code = Prot { read: true, write: true, exec: true };
+        let at = memory.map(Request::anonymous(At::Fixed(0x10_0000_0000), 2 * LARGE_PAGE, code)).unwrap();
+        memory.commit().unwrap();
+        assert_eq!(memory.tables.find(&memory.region, at + len).map(|(_, exec)| exec), Some(true));
+        memory.map(Request::anonymous(At::Fixed(at), len, Prot::READ_WRITE)).unwrap();
+        memory.commit().unwrap();
+        assert_eq!(memory.executable_pages(at, at + len), 0);
+        let rest = 2 * LARGE_PAGE - len;
+        assert_eq!(memory.executable_pages(at + len, at + 2 * LARGE_PAGE) as u64, rest / PAGE);
+        assert!(memory.take_stale(), "the VM is told");
+    }
+}
+
+#[test]
+fn news_can_come_through_every_shared_mapping_of_a_file() {
+    let mut memory = space();
+    let mut map = |shared, own, write, label| {
+        let file = mapped_file(PAGE, own);
+        let request = of_file(file, PAGE, shared);
+        let prot = Prot { read: true, write, exec: false };
+        let at = memory.map(Request { prot, label, ..request }).unwrap();
+        let shares = memory.shares_file();
+        memory.unmap(at, PAGE).unwrap();
+        shares
+    };
+    assert!(map(true, false, true, "") && map(true, false, false, ""));
+    assert!(map(true, false, true, "[vvar]"));
+    assert!(!map(false, false, true, "") && !map(true, true, true, "") && !map(true, false, false, "[vvar]"));
+}
+
+#[test]
+fn files_that_are_mapped_are_counted() {
+    let memory = space();
+    let fd = mapped_file(PAGE, false).fd.clone();
+    let again = || MappedFile::new(fd.clone(), "file".into());
+    let mut held: Vec<_> = (0..MOST_FILES).map(|_| memory.count_file(again()).unwrap()).collect();
+    assert_eq!(memory.count_file(again()).err(), Some(Errno::NFILE));
+    held.pop();
+    memory.count_file(again()).unwrap();
+}
+
+#[test]
+fn addresses_cost_what_the_host_keeps_for_them() {
+    let mut memory = space();
+    let mut map =
+        |len| memory.map(Request { no_reserve: true, ..Request::anonymous(At::Hint(0), len, Prot::READ) });
+    map(1 << 30).unwrap();
+    let large = map(40 << 30).unwrap();
+    assert!(memory.is_overcommitted() && memory.resident_bytes() == 0);
+    assert!(memory.held_bytes() > memory.limit_bytes());
+    assert_eq!(memory.map(Request::anonymous(At::Hint(0), PAGE, Prot::READ_WRITE)), Err(Errno::NOMEM));
+    memory.unmap(large, 40 << 30).unwrap();
+    let mut usual = space();
+    usual.map(Request::anonymous(At::Hint(0), usual.limit_bytes(), Prot::READ_WRITE)).unwrap();
+    assert!(!usual.is_overcommitted());
+}

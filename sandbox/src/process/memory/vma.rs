@@ -63,18 +63,20 @@ pub(crate) struct MappedFile {
     pub(crate) read_only: bool,
     /// Lets a private file of the program go on costing.
     pub(crate) _hold: Option<Hold>,
+    /// Counts it among those that the program has mapped.
+    pub(crate) _count: Option<Arc<()>>,
 }
 
 impl MappedFile {
     /// A file that is called `name`.
     pub(crate) fn new(fd: Arc<OwnedFd>, name: String) -> Self {
-        Self { fd, name, own: false, read_only: false, _hold: None }
+        Self { fd, name, own: false, read_only: false, _hold: None, _count: None }
     }
 
     /// What the program's files give to be mapped.
     pub(crate) fn of(mapping: Mapping, name: String) -> Self {
         let Mapping { fd, hold, read_only } = mapping;
-        Self { fd, name, own: false, read_only, _hold: hold }
+        Self { fd, name, own: false, read_only, _hold: hold, _count: None }
     }
 }
 

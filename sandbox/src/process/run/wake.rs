@@ -40,7 +40,7 @@ impl Machine {
         if !memory.is_overcommitted() || began < self.look_due {
             return false;
         }
-        let (held, limit) = (memory.resident_bytes(), memory.limit_bytes());
+        let (held, limit) = (memory.held_bytes(), memory.limit_bytes());
         let cost = began.elapsed();
         let filled = Duration::from_nanos(limit.saturating_sub(held) / FILLED_PER_NANOSECOND);
         self.look_due = began + cost + filled.max(4 * cost).clamp(SLICE / 2, LONGEST_UNSEEN);

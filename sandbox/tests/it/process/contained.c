@@ -90,6 +90,21 @@ static void overcommit(void) {
     for (;;) ;
 }
 
+// A read that is cut short by its buffer says nothing about the end of the file.
+static void read_on(void) {
+    make_file("/tmp/two", 'b');
+    char *p = map(8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    mprotect(p + 4096, 4096, PROT_NONE);
+    int fd = open("/tmp/two", O_RDONLY);
+    show("first", syscall(SYS_read, fd, p, 8192));
+    show("second", syscall(SYS_read, fd, p, 4096));
+}
+
+// Calls that no Linux has.
+static void unknown(void) {
+    for (long n = 600; n < 1000; n++) syscall(n);
+}
+
 int main(void) {
     char line[100];
     make_file("/tmp/shared", 'a');
@@ -101,6 +116,8 @@ int main(void) {
     case 's': closed(MAP_SHARED); break;
     case 'm': closed(MAP_PRIVATE); break;
     case 'o': overcommit(); break;
+    case 'r': read_on(); break;
+    case 'u': unknown(); break;
     }
     return 0;
 }

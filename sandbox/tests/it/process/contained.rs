@@ -1,9 +1,11 @@
 //! What one program may do to the memory, files and descriptors that it has in common with others: nothing, or up to a limit.
 
-use novum_sandbox::Error;
+use std::sync::Arc;
 
-use super::has_kvm;
+use novum_sandbox::{Error, Invocation};
+
 use super::images::{SOON, Warm, call, text};
+use super::{Log, has_kvm};
 
 const PROGRAM: &str = include_str!("contained.c");
 
@@ -44,4 +46,20 @@ async fn memory_is_watched_while_a_program_makes_no_calls() {
     let mut sandbox = warm.start().await;
     let ended = sandbox.invoke(call(b"o", &[], SOON)).await;
     assert!(matches!(ended, Err(Error::MemoryLimit { .. })), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_read_that_its_buffer_cut_short_is_not_the_last() {
+    let Some(warm) = attacker("a_read_that_its_buffer_cut_short_is_not_the_last").await else { return };
+    let mut sandbox = warm.start().await;
+    assert_eq!(text(&mut sandbox, b"r").await, "first: 4096\nsecond: 4096\n");
+}
+
+#[tokio::test]
+async fn numbers_of_no_call_are_told_once() {
+    let Some(warm) = attacker("numbers_of_no_call_are_told_once").await else { return };
+    let log = Arc::<Log>::default();
+    let call = Invocation { log: log.clone(), ..call(b"u", &[], SOON) };
+    warm.start().await.invoke(call).await.unwrap();
+    assert_eq!(log.text(), "novum: system call an unknown number is not served (400 times)\n");
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustix::fs::{FallocateFlags, MemfdFlags, OFlags, ftruncate, memfd_create};
 use rustix::io::Errno;
 
-use super::{Body, Content, FIRST_INO, NODE_BYTES, Node, NodeId, Tree};
+use super::{Body, Content, FIRST_INO, MEMFDS, NODE_BYTES, Node, NodeId, Tree};
 use crate::process::files::host;
 use crate::process::files::transfer::{Sink, Source, put_all};
 use crate::share::Links;
@@ -236,6 +236,9 @@ impl Tree {
 
     fn resize_content(&mut self, id: NodeId, size: u64) -> Result<(), Errno> {
         let epoch = self.epoch;
+        if size > SMALL_BYTES && matches!(self.content(id)?, Content::Bytes(_)) {
+            self.count_memfd()?;
+        }
         let Body::File(content) = &mut self.edit(id).body else { return Err(Errno::INVAL) };
         match content {
             Content::Bytes(bytes) if size <= SMALL_BYTES => Arc::make_mut(bytes).resize(size as usize, 0),
@@ -258,7 +261,9 @@ impl Tree {
             Content::Bytes(_) => Ok(()),
             Content::Memfd { epoch: of, .. } if *of == epoch => Ok(()),
             Content::Memfd { fd, .. } => {
-                let copy = copy_of(fd, self.node(id).size)?;
+                let fd = fd.clone();
+                self.count_memfd()?;
+                let copy = copy_of(&fd, self.node(id).size)?;
                 self.edit(id).body = Body::File(Content::Memfd { fd: copy, epoch });
                 Ok(())
             }
@@ -277,6 +282,9 @@ impl Tree {
             let size = rustix::fs::fstat(&fd)?.st_size as u64;
             (Some(fd), size.min(keep))
         };
+        if size > SMALL_BYTES {
+            self.count_memfd()?;
+        }
         let node_bytes = if self.node(id).ino < FIRST_INO { NODE_BYTES } else { 0 };
         self.charge(node_bytes + pages(size))?;
         let content = match from {
@@ -342,6 +350,36 @@ impl Tree {
         }
     }
 
+    /// One more memory file is made: `ENFILE` where there are too many.
+    fn count_memfd(&mut self) -> Result<(), Errno> {
+        if self.memfds >= MEMFDS {
+            self.fold_memfds()?;
+        }
+        self.memfds += 1;
+        if self.memfds > MEMFDS { Err(Errno::NFILE) } else { Ok(()) }
+    }
+
+    /// Small files that nothing maps any more become plain bytes again; the others are counted.
+    fn fold_memfds(&mut self) -> Result<(), Errno> {
+        self.memfds = 0;
+        for cell in self.cells.iter_mut().flatten() {
+            let Body::File(Content::Memfd { fd, epoch }) = &cell.node.body else { continue };
+            let size = cell.node.size;
+            if *epoch != self.epoch {
+                continue;
+            }
+            if size > SMALL_BYTES || cell.mapped.strong_count() > 0 {
+                self.memfds += 1;
+                continue;
+            }
+            let mut bytes = host::read_all(fd, size as usize)?;
+            bytes.resize(size as usize, 0);
+            // Made since the checkpoint, so is its copy for the reset.
+            Arc::make_mut(&mut cell.node).body = Body::File(Content::Bytes(Arc::new(bytes)));
+        }
+        Ok(())
+    }
+
     /// A host descriptor to map. One to store into makes the file private first; one that is shared for reading must
     /// not lead to stores by any way, because the file's memory may be that of other sandboxes too.
     ///
@@ -357,7 +395,9 @@ impl Tree {
             Content::Host(fd) => return Ok(Mapping { fd: fd.clone(), hold: None, read_only }),
             Content::Memfd { fd, .. } => fd.clone(),
             Content::Bytes(bytes) => {
-                let (fd, epoch) = (new_memfd(bytes)?, self.epoch);
+                let bytes = bytes.clone();
+                self.count_memfd()?;
+                let (fd, epoch) = (new_memfd(&bytes)?, self.epoch);
                 self.edit(id).body = Body::File(Content::Memfd { fd: fd.clone(), epoch });
                 fd
             }

@@ -38,6 +38,10 @@ pub(crate) use saved::{BadTree, TreeState};
 const NODE_BYTES: u64 = 1024;
 /// Nodes above which those that are as on the host are forgotten.
 const CLEAN_NODES: usize = 32 << 10;
+/// Bytes of a path that an open file keeps.
+const LONGEST_PATH: usize = 16 << 10;
+/// Memory files of one sandbox: each takes a descriptor of the host's process.
+const MEMFDS: usize = 2048;
 /// First inode number of files that are not the host's; no host file system counts so far.
 const FIRST_INO: u64 = 1 << 48;
 
@@ -80,6 +84,8 @@ pub(crate) struct Tree {
     orphans: Vec<(Weak<()>, u64)>,
     /// Nodes above which clean ones are looked for.
     trim_above: usize,
+    /// Memory files that were made since the checkpoint, at the most.
+    memfds: usize,
 }
 
 /// One entry of a listing.
@@ -118,6 +124,7 @@ impl Tree {
             undo_bytes: 0,
             orphans: Vec::new(),
             trim_above: CLEAN_NODES,
+            memfds: 0,
         })
     }
 
@@ -274,12 +281,15 @@ impl Tree {
         self.node(id).dir().map_or(NodeId::ROOT, |dir| dir.parent)
     }
 
-    /// The absolute path of the directory `id`; `None` where it, or one above it, is removed.
+    /// The absolute path of the directory `id`; `None` where it, or one above it, is removed, or where it is far longer than any
+    /// call could take.
     pub(crate) fn path(&self, mut id: NodeId) -> Option<Vec<u8>> {
         let mut names: Vec<&[u8]> = Vec::new();
+        let mut room = LONGEST_PATH;
         while id != NodeId::ROOT {
             let node = self.node(id);
             let dir = node.dir().filter(|_| node.nlink > 0)?;
+            room = room.checked_sub(dir.name.len() + 1)?;
             names.push(&dir.name);
             id = dir.parent;
         }

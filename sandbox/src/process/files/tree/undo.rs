@@ -38,7 +38,7 @@ impl Tree {
         }
         // The mappings made since are gone by now.
         self.orphans.clear();
-        self.used_bytes = self.undo_bytes;
+        (self.used_bytes, self.memfds) = (self.undo_bytes, 0);
         self.checkpoint();
     }
 

@@ -188,6 +188,72 @@ fn after_a_reset_everything_is_as_in_the_image() {
 }
 
 #[test]
+fn a_wait_for_ever_goes_on_in_every_sandbox() {
+    // Both ends of the clock: one more second would not fit.
+    let source = r#"
+        #include <limits.h>
+        #include <linux/futex.h>
+        #include <pthread.h>
+        #include <sys/syscall.h>
+        #include <time.h>
+        #include <unistd.h>
+        static int word;
+        static void *wait(void *arg) {
+            struct timespec now, left = {0};
+            clock_gettime(CLOCK_MONOTONIC, &now);
+            left.tv_sec = LONG_MAX - now.tv_sec - 1;
+            for (;;) syscall(SYS_futex, &word, FUTEX_WAIT, 0, &left, 0, 0);
+        }
+        int main(void) {
+            pthread_t thread;
+            char c[9];
+            pthread_create(&thread, 0, wait, 0);
+            if (read(0, c, 9) > 0) write(1, "here", 4);
+            _exit(0);
+        }"#;
+    let Some(image) = image("a_wait_for_ever_goes_on_in_every_sandbox", source) else { return };
+    // The image's age is what is added.
+    std::thread::sleep(Duration::from_millis(1100));
+    let mut machine = image.start(Control::new().unwrap()).unwrap();
+    for _ in 0..2 {
+        machine.process.files.set_console(Box::new(Script { input: b"x".to_vec(), said: Arc::default() }));
+        machine.wake_console();
+        let ended = machine.run(Instant::now() + Duration::from_secs(10)).unwrap();
+        assert!(matches!(ended, Ended::Code(0)), "{ended:?}");
+        image.reset(&mut machine).unwrap();
+    }
+}
+
+#[test]
+fn the_pages_of_answers_hold_nothing_of_the_last_call() {
+    use crate::kvm::layout::{ANSWERS_GPA, ANSWERS_SIZE};
+    let source = r#"
+        #include <sys/stat.h>
+        #include <unistd.h>
+        int main(void) {
+            char c[9];
+            struct stat found;
+            read(0, c, 9);
+            for (int i = 0; i < 3; i++) stat("/tmp/of-this-request-only", &found);
+            chdir("/proc");
+            getcwd(c, 9);
+            getcwd(c, 9);
+            _exit(0);
+        }"#;
+    let Some(image) = image("the_pages_of_answers_hold_nothing_of_the_last_call", source) else { return };
+    let mut machine = image.start(Control::new().unwrap()).unwrap();
+    let pages = |machine: &Machine| {
+        let mut bytes = vec![0; ANSWERS_SIZE as usize];
+        machine.process.memory.region().read(ANSWERS_GPA, &mut bytes);
+        bytes
+    };
+    let fresh = pages(&machine);
+    run(&mut machine, "x");
+    assert!(image.reset(&mut machine).unwrap());
+    assert!(pages(&machine) == fresh, "a trace of the last call is left");
+}
+
+#[test]
 #[ignore = "a measurement; prints figures"]
 fn figures_of_a_reset() {
     let hello = r#"
