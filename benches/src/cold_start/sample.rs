@@ -13,8 +13,11 @@ use serde::{Deserialize, Serialize};
 const WARM: usize = 3;
 /// Time for all samples of a batch together.
 const BATCH: Duration = Duration::from_secs(8);
-/// Samples of a batch, however slow they are.
+/// Samples of a batch of slow ones.
 const FEWEST: usize = 20;
+/// Where even those take longer than this, there are fewer, but at least [`LEAST`] of each thread.
+const LONGEST: Duration = Duration::from_secs(30);
+const LEAST: usize = 3;
 
 /// One start of a program, up to its complete reply.
 #[derive(Clone, Copy, Debug, Default)]
@@ -92,7 +95,8 @@ pub(super) fn take(
         ready.wait();
         let (mut sampler, each) = sampler?;
         let began = Instant::now();
-        let all = (0..each).map(|_| sampler()).collect::<Result<_>>()?;
+        let in_time = |n: &usize| *n < LEAST || began.elapsed() < LONGEST;
+        let all = (0..each).take_while(in_time).map(|_| sampler()).collect::<Result<_>>()?;
         Ok((began, all, Instant::now()))
     };
     let batch = std::thread::scope(|scope| -> Result<Batch> {
