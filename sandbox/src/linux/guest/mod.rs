@@ -506,10 +506,9 @@ fn machine(
 /// - nothing to look for that is not there;
 /// - memory that stays untouched, because each page that is touched first costs an exit, and a page of the kernel's file that
 ///   is written a copy: no patching of lock prefixes for one processor (`noreplace-smp`), no 2 MiB for the variables of a
-///   processor, which are 160 KiB (`percpu_alloc`), no clearing of what lies between the parts of the kernel's image
-///   (`rodata=off`: its code can then be written by itself; the wall is the machine's) or of the initramfs.
+///   processor, which are 160 KiB (`percpu_alloc`), no clearing of the initramfs.
 pub(crate) const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=k tsc=reliable no_timer_check i8042.nokbd pci=off \
-                            random.trust_cpu=on noreplace-smp percpu_alloc=page rodata=off retain_initrd";
+                            random.trust_cpu=on noreplace-smp percpu_alloc=page retain_initrd";
 
 fn clock() -> v1::Clock {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
