@@ -102,7 +102,7 @@ fn change(tree: &Path, (file, from, to): &(&str, &str, &str)) -> Result<(), Erro
     let path = tree.join(file);
     let text = fs::read_to_string(&path).map_err(Error::file("reading", &path))?;
     if text.matches(from).count() != 1 {
-        return Err(Error::format("the kernel's source", &format!("{file} does not have {from:?} once")));
+        return Err(Error::format("the kernel's source", format!("{file} does not have {from:?} once")));
     }
     fs::write(&path, text.replace(from, to)).map_err(Error::file("writing", &path))
 }
