@@ -9,7 +9,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use novum_snapshot::{Digest, RefName, State, Store, StoreError};
+use novum_snapshot::{Digest, RefName, Snapshot, State, Store, StoreError};
 use serde::{Deserialize, Serialize};
 
 use crate::function::{EngineKind, Function, FunctionName};
@@ -157,10 +157,19 @@ pub fn release(
     function: &FunctionName,
     version: u64,
 ) -> Result<(), StoreError> {
-    release_called(store, &reference(engine, function, version))
+    let name = reference(engine, function, version);
+    // What the process engine learns of an image is a layer over it, and goes with it.
+    let layer = if engine == EngineKind::Process { store.get_ref(&name)? } else { None };
+    let image = layer.and_then(|layer| Snapshot::open(store, &layer).ok()?.parent());
+    release_called(store, &name)?;
+    if let Some(image) = image {
+        // Where somebody has it open it is a cache's entry from now on.
+        let _ = store.remove(&image);
+    }
+    Ok(())
 }
 
-/// As [`release`], of any reference.
+/// As [`release`], of any reference and what it alone refers to.
 ///
 /// # Errors
 /// As [`release`].

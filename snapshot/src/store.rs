@@ -254,6 +254,21 @@ impl Store {
         self.write_ref(name, digest)
     }
 
+    /// Lets `name` refer to `to` where it refers to `from` now; whether it did. Nobody sets or removes it in between.
+    ///
+    /// # Errors
+    /// As [`Store::set_ref`] and [`Store::get_ref`].
+    pub fn replace_ref(&self, name: &RefName, from: &Digest, to: &Digest) -> Result<bool, StoreError> {
+        let _guard = self.lock(FlockOperation::LockExclusive)?;
+        if self.get_ref(name)? != Some(*from) {
+            return Ok(false);
+        }
+        if !self.contains(to) {
+            return Err(StoreError::Missing(*to));
+        }
+        self.write_ref(name, to).map(|()| true)
+    }
+
     fn write_ref(&self, name: &RefName, digest: &Digest) -> Result<(), StoreError> {
         let path = self.refs().join(name.as_str());
         let write = || {
@@ -285,6 +300,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::MissingRef`], [`StoreError::Io`].
     pub fn remove_ref(&self, name: &RefName) -> Result<Option<Digest>, StoreError> {
+        let _guard = self.lock(FlockOperation::LockShared)?;
         // A damaged one is removed like any other.
         let digest = self.get_ref(name).unwrap_or(None);
         let path = self.refs().join(name.as_str());

@@ -72,6 +72,21 @@ fn references_keep_a_snapshot_and_what_is_below() {
 }
 
 #[test]
+fn a_reference_is_replaced_only_where_it_is_as_expected() {
+    let t = temp_store();
+    let (first, second) = (base(&t.store, &image(&[1])), base(&t.store, &image(&[2])));
+    let f = name("f");
+    assert!(!t.store.replace_ref(&f, &first, &second).unwrap(), "there is none");
+    assert_eq!(t.store.get_ref(&f).unwrap(), None);
+    t.store.set_ref(&f, &first).unwrap();
+    assert!(!t.store.replace_ref(&f, &second, &second).unwrap(), "it is another");
+    assert!(t.store.replace_ref(&f, &first, &second).unwrap());
+    assert_eq!(t.store.get_ref(&f).unwrap(), Some(second));
+    t.store.remove(&first).unwrap();
+    assert!(matches!(t.store.replace_ref(&f, &second, &first), Err(StoreError::Missing(_))));
+}
+
+#[test]
 fn publishing_under_a_name_leaves_no_moment_without_it() {
     let t = temp_store();
     let first = Writer::base(&t.store, host()).unwrap().publish_as(&name("f")).unwrap();

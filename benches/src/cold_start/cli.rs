@@ -31,6 +31,9 @@ pub struct Arguments {
     /// Timed seconds through the gateway, for each server and number of callers
     #[arg(long, value_name = "SECONDS", default_value_t = 3.0)]
     seconds: f64,
+    /// Without the working sets that the process engine copies in bulk: what they are worth
+    #[arg(long)]
+    no_working_set: bool,
     /// Where cold-start.json, cold-start.md and cold-start.svg go
     #[arg(long, value_name = "DIR", default_value = "target/bench-results")]
     out: PathBuf,
@@ -52,6 +55,7 @@ impl Arguments {
         if cfg!(debug_assertions) {
             eprintln!("warning: built without --release; these numbers say nothing about novum");
         }
+        novum_sandbox::process::use_working_sets(!self.no_working_set);
         let results = measure(&self.options(again, novum))?;
         report::write(&results, &self.out)?;
         println!("{}\nwritten to {}", report::markdown(&results), self.out.display());

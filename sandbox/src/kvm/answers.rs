@@ -7,7 +7,7 @@
 //! choice: there the code goes straight to the stub that leaves.
 //!
 //! ```text
-//! scratch, ring 3 may write: registers that the code uses, the time of the last exit, a stack of a few words
+//! scratch, ring 3 may write: registers that the code uses, the time of the last exit, a stack of a few words, gathered [output]
 //! answers, ring 3 may read:  0x000 descriptor  0x008 what is known of it  0x010 position  0x018 lifetime in ticks
 //!                            0x040 its struct stat  0x100 64 x struct sigaction  0x900 paths with results and struct stat
 //!                            0x1d08 the working directory
@@ -22,6 +22,9 @@
 //!
 //! Source: AMD64 APM vol. 2 §6.1 (SYSCALL), vol. 3 (POPF); Linux arch/x86/entry/entry_64.S for what a call preserves.
 
+mod output;
+
+use std::ops::Range;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -32,6 +35,8 @@ use kvm_bindings::kvm_regs;
 use super::entry::{CALL_STUB, USER_FLAGS};
 use super::layout::{ANSWERS_GPA, ANSWERS_GVA, ANSWERS_SIZE, PAGE, SCRATCH_GPA, SCRATCH_GVA};
 use super::sys::Region;
+
+pub(crate) use output::{gather, take_gathered};
 
 /// Where the code begins on the stub's page.
 pub(crate) const ENTRY: u64 = 16;
@@ -241,6 +246,9 @@ pub(crate) fn full_call(region: &Region, stopped: &kvm_regs) -> kvm_regs {
     if has_just_closed(stopped.rip) {
         take_closed(region);
     }
+    if assembled().written.contains(&stopped.rip) {
+        output::take_back(region);
+    }
     kvm_regs {
         rax: saved(RAX),
         rdx: saved(RDX),
@@ -260,6 +268,8 @@ pub(crate) fn code() -> &'static [u8] {
 
 struct Assembled {
     bytes: Vec<u8>,
+    /// Here `write` has gathered its bytes.
+    written: Range<u64>,
     /// From here on `close` has said that it closed.
     closed: u64,
 }
@@ -304,7 +314,7 @@ struct Labels {
 fn assemble() -> Result<Assembled, IcedError> {
     let mut a = CodeAssembler::new(64)?;
     let mut labels = Labels { leave: a.create_label(), copy_stat: a.create_label(), done: a.create_label() };
-    let [mut out, mut action, mut stat_at, mut getcwd, mut close, mut closed] =
+    let [mut out, mut action, mut stat_at, mut getcwd, mut close, mut closed, mut write, mut written] =
         std::array::from_fn(|_| a.create_label());
     let mut about: [CodeLabel; 5] = std::array::from_fn(|_| a.create_label());
     let [fstat, ioctl, lseek, read, getdents] = about;
@@ -324,6 +334,7 @@ fn assemble() -> Result<Assembled, IcedError> {
         (libc::SYS_ioctl, ioctl),
         (libc::SYS_fstat, fstat),
         (libc::SYS_close, close),
+        (libc::SYS_write, write),
         (libc::SYS_getdents64, getdents),
         (libc::SYS_getcwd, getcwd),
     ] {
@@ -351,6 +362,7 @@ fn assemble() -> Result<Assembled, IcedError> {
     a.set_label(&mut labels.done)?;
     finish(&mut a)?;
     // The last of all, so that it can be told where the program was stopped.
+    output::write(&mut a, [&mut write, &mut written], labels)?;
     a.set_label(&mut close)?;
     self::about(&mut a, MAY_CLOSE, labels)?;
     a.add_instruction(Instruction::with2(Code::Mov_rm64_imm32, at(CLOSED), 1)?)?;
@@ -359,8 +371,8 @@ fn assemble() -> Result<Assembled, IcedError> {
     finish(&mut a)?;
     let options = iced_x86::BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS;
     let done = a.assemble_options(CALL_STUB + ENTRY, options)?;
-    let closed = done.label_ip(&closed)?;
-    Ok(Assembled { bytes: done.inner.code_buffer, closed })
+    let [written, close, closed] = [written, close, closed].map(|label| done.label_ip(&label));
+    Ok(Assembled { bytes: done.inner.code_buffer, written: written?..close?, closed: closed? })
 }
 
 /// `rt_sigaction(edi, NULL, rdx, 8)`.

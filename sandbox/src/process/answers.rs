@@ -17,6 +17,10 @@ use super::signal::{Action, Signal};
 use crate::kvm::answers::{self, Known, KnownPath, LIFETIME, PATHS, Told};
 use crate::share::Attr;
 
+/// The descriptors of standard output and standard error.
+const REPLY: i32 = 1;
+const LOG: i32 = 2;
+
 /// How far the program is told ahead.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ahead {
@@ -28,6 +32,10 @@ pub(crate) struct Ahead {
     now: bool,
     /// The descriptor that the program may close by itself.
     closes: Option<i32>,
+    /// Descriptors whose writes are gathered.
+    gathers: u64,
+    /// See [`Process::set_ends_with_reply`].
+    ends_with_reply: bool,
     /// It takes locks on files.
     locks: bool,
     /// It asks for its working directory.
@@ -49,10 +57,11 @@ impl Process {
 
     /// The program is another one, or at another point of its life.
     pub(crate) fn renew_answers(&mut self) {
-        let Ahead { ticks, foresight, .. } = std::mem::take(&mut self.ahead);
-        self.ahead = Ahead { ticks, foresight, ..Ahead::default() };
+        let Ahead { ticks, foresight, ends_with_reply, .. } = std::mem::take(&mut self.ahead);
+        self.ahead = Ahead { ticks, foresight, ends_with_reply, ..Ahead::default() };
         let region = self.memory.region();
         answers::clear(region);
+        answers::gather(region, 0);
         answers::clear_scratch(region);
         for signal in (1..=64).filter_map(Signal::new) {
             answers::write_action(region, signal.number(), &self.actions.get(signal).bytes());
@@ -69,6 +78,7 @@ impl Process {
 
     /// The program is about to run: what was told at an exit before this one does not count any more.
     pub(crate) fn settle_answers(&mut self) {
+        self.gather();
         if self.ahead.told && !std::mem::take(&mut self.ahead.now) {
             self.take_closed();
             self.ahead.closes = None;
@@ -193,8 +203,43 @@ impl Process {
         Some(Known { all_listed: !more, ..known })
     }
 
-    /// What the program closed without leaving the VM is closed.
-    pub(crate) fn take_closed(&mut self) {
+    /// What the program did without leaving the VM is done: it wrote, and closed what it was told of.
+    pub(crate) fn take_done(&mut self) {
+        if self.ahead.gathers != 0 {
+            for (fd, bytes) in answers::take_gathered(self.memory.region()) {
+                // It was told that all is written. What the console has against it, it says to the next call, or ends the run.
+                let written = self.files.write(fd, &mut bytes.as_slice(), None);
+                let _ = self.done(written.map_err(|_| Errno::IO));
+            }
+        }
+        self.take_closed();
+    }
+
+    /// The program is about to run: its writes to these descriptors are gathered.
+    pub(crate) fn gather(&mut self) {
+        let possible = |fd: &i32| {
+            self.ahead.ticks.is_some()
+                && (*fd != REPLY || self.ahead.ends_with_reply)
+                && self.files.gathers(*fd)
+        };
+        let bits = [REPLY, LOG].into_iter().filter(possible).fold(0, |bits, fd| bits | 1 << fd);
+        if self.ahead.gathers != bits {
+            answers::gather(self.memory.region(), bits);
+            self.ahead.gathers = bits;
+        }
+    }
+
+    /// Whether the program may have written to its log without anybody knowing.
+    pub(crate) fn gathers_log(&self) -> bool {
+        self.ahead.gathers & (1 << LOG) != 0
+    }
+
+    /// Whether the program does next to nothing after its reply, so that this may lie with it until it leaves.
+    pub(crate) fn set_ends_with_reply(&mut self, ends: bool) {
+        self.ahead.ends_with_reply = ends;
+    }
+
+    fn take_closed(&mut self) {
         if let Some(fd) = self.ahead.closes
             && answers::take_closed(self.memory.region())
         {
@@ -226,7 +271,7 @@ fn known_path(path: &[u8], found: Result<&Attr, Errno>) -> Option<KnownPath> {
 fn may_be_answered(number: u64, value: Result<u64, ()>) -> bool {
     match number as i64 {
         libc::SYS_read | libc::SYS_getdents64 => value == Ok(0),
-        libc::SYS_close | libc::SYS_getcwd | libc::SYS_rt_sigaction => true,
+        libc::SYS_close | libc::SYS_getcwd | libc::SYS_rt_sigaction | libc::SYS_write => true,
         libc::SYS_fstat | libc::SYS_newfstatat | libc::SYS_ioctl | libc::SYS_lseek => true,
         _ => false,
     }

@@ -23,6 +23,8 @@ pub(crate) struct Control {
     event: OwnedFd,
     signalled: AtomicBool,
     cancelled: AtomicBool,
+    /// The first byte of the reply is out.
+    replied: AtomicBool,
     target: OnceLock<KickTarget>,
     /// There is something in `visits` to look at.
     visited: AtomicBool,
@@ -53,6 +55,7 @@ impl Control {
             event,
             signalled: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
+            replied: AtomicBool::new(false),
             target: OnceLock::new(),
             visited: AtomicBool::new(false),
             visits: Mutex::default(),
@@ -142,6 +145,16 @@ impl Control {
     /// The run that was to stop is over: the next one may go on.
     pub(crate) fn rearm(&self) {
         self.cancelled.store(false, Ordering::SeqCst);
+    }
+
+    /// The reply of a run has begun, or not yet.
+    pub(crate) fn set_replied(&self, replied: bool) {
+        self.replied.store(replied, Ordering::Relaxed);
+    }
+
+    /// Whether it has begun.
+    pub(crate) fn has_replied(&self) -> bool {
+        self.replied.load(Ordering::Relaxed)
     }
 
     /// Whether the run is to stop.

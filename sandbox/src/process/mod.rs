@@ -81,6 +81,12 @@ pub fn keep_shells(count: usize) {
     shells::set_kept(count);
 }
 
+/// Whether sandboxes have the pages ready into which their image's first run stored, from now on and in the whole process: yes,
+/// unless a benchmark wants to see the difference.
+pub fn use_working_sets(used: bool) {
+    image::use_working_sets(used);
+}
+
 /// Whether an artifact begins as an ELF file for x86-64, or as a script that names its interpreter.
 #[must_use]
 pub fn recognises(head: &[u8]) -> bool {

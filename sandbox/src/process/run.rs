@@ -22,9 +22,11 @@ use crate::kvm::vcpu::{Exit, Vcpu};
 mod end;
 mod entry;
 mod fault;
+mod reply;
 mod wake;
 
 pub(crate) use end::{Ended, RunError};
+pub(crate) use reply::AtReply;
 
 /// Vectors of the CPU's exceptions.
 const GENERAL_PROTECTION: u64 = 13;
@@ -32,6 +34,9 @@ const PAGE_FAULT: u64 = 14;
 
 /// How long a thread may run while others are ready.
 pub(super) const SLICE: Duration = Duration::from_millis(5);
+
+/// How long a line of the log may lie with the program: each look costs it 30 us.
+const UNSEEN: Duration = Duration::from_millis(50);
 
 /// A program in its VM. Lives on one thread.
 #[derive(Debug)]
@@ -58,6 +63,8 @@ pub(crate) struct Machine {
     marker: Option<Arc<AtomicBool>>,
     /// Follows the program to its entry point.
     watch: Option<Watch>,
+    /// When the reply begins.
+    at_reply: AtReply,
     counts: Counts,
 }
 
@@ -96,6 +103,7 @@ impl Machine {
             to_input: false,
             marker: None,
             watch: None,
+            at_reply: AtReply::Nothing,
             counts: Counts::default(),
         };
         machine.attach();
@@ -199,11 +207,13 @@ impl Machine {
     pub(crate) fn run(&mut self, deadline: Instant) -> Result<Ended, RunError> {
         (self.deadline, self.look_due) = (deadline, Instant::now());
         let ended = self.run_until(deadline);
+        self.process.take_done();
         self.shell.timer.arm(Duration::ZERO, Duration::ZERO).map_err(RunError::host("stop the timer"))?;
         ended
     }
 
     fn run_until(&mut self, deadline: Instant) -> Result<Ended, RunError> {
+        self.process.gather();
         self.arm()?;
         // Whoever came before this thread could be reached.
         self.control.attend(&mut self.process);
@@ -236,6 +246,7 @@ impl Machine {
             if let Some(ended) = ended {
                 return Ok(ended);
             }
+            self.look_at_reply();
         }
     }
 
@@ -245,8 +256,10 @@ impl Machine {
         let now = Instant::now();
         let first = self.next_due().map_or(self.deadline, |due| due.min(self.deadline));
         let left = first.saturating_duration_since(now);
-        let left =
-            self.process.next_timer().map_or(left, |timer| left.min(timer)).max(Duration::from_nanos(1));
+        let left = self.process.next_timer().map_or(left, |timer| left.min(timer));
+        // What a program has said and then works on is not to lie about unseen.
+        let left = if self.process.gathers_log() { left.min(UNSEEN) } else { left };
+        let left = left.max(Duration::from_nanos(1));
         self.strikes = now + left;
         self.ticking = self.must_tick();
         let (first, every) = if self.ticking { (left.min(SLICE), SLICE) } else { (left, Duration::ZERO) };
@@ -302,7 +315,7 @@ impl Machine {
     /// Serves a system call.
     fn call(&mut self) -> Result<Option<Ended>, RunError> {
         self.counts.calls += 1;
-        self.process.take_closed();
+        self.process.take_done();
         let regs = self.shell.vcpu.regs_in_call();
         let args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];
         self.process.threads.current_mut().state.regs = regs;
@@ -542,7 +555,7 @@ impl Machine {
         self.shell.kick.clear();
         let regs = self.shell.vcpu.regs();
         self.finish_call(&regs);
-        self.process.take_closed();
+        self.process.take_done();
         self.control.attend(&mut self.process);
         if let Some(ended) = self.stop_at_marker()? {
             return Ok(ended);

@@ -21,7 +21,7 @@ use super::control::Control;
 use super::files::NoConsole;
 use super::image::{Image, Prologue};
 use super::onset::Onset;
-use super::run::{Counts, Ended, Machine, RunError};
+use super::run::{AtReply, Counts, Ended, Machine, RunError};
 use super::setup::{Program, Setup};
 use super::shell::Shell;
 use super::shells;
@@ -59,6 +59,8 @@ pub(super) struct Begin {
     control: Arc<Control>,
     ready: oneshot::Sender<Result<(), Error>>,
     jobs: Receiver<Job>,
+    /// Nobody is going to call at once.
+    ahead: bool,
 }
 
 /// The handle. Dropping it ends the thread; the VM is taken down there, off the caller's path.
@@ -71,27 +73,29 @@ pub(super) struct ProcessSandbox {
 impl ProcessSandbox {
     /// From the image, in a shell that is ready or in a new VM; without one by loading the program.
     pub(super) async fn start(template: Arc<Template>) -> Result<Self, Error> {
-        Self::start_with(template, |begin| {
+        Self::start_with(template, false, |begin| {
             let fits = begin.template.any_image().is_some_and(|image| image.fits_shells());
             if fits { shells::take(begin) } else { Err(begin) }
         })
         .await
     }
 
-    /// The same, always in a new VM.
+    /// The same, always in a new VM, for callers that come later.
     pub(super) async fn start_alone(template: Arc<Template>) -> Result<Self, Error> {
-        Self::start_with(template, Err).await
+        Self::start_with(template, true, Err).await
     }
 
     /// `give` hands the work to a thread that has a VM, or hands it back.
     async fn start_with(
         template: Arc<Template>,
+        ahead: bool,
         give: impl FnOnce(Begin) -> Result<(), Begin> + Send,
     ) -> Result<Self, Error> {
         let (jobs, receiver) = channel();
         let (ready, is_ready) = oneshot::channel();
         let control = Control::new().map_err(|error| Error::host("create an event descriptor", error))?;
-        let begin = Begin { template: template.clone(), control: control.clone(), ready, jobs: receiver };
+        let (template_too, control_too) = (template.clone(), control.clone());
+        let begin = Begin { template: template_too, control: control_too, ready, jobs: receiver, ahead };
         if let Err(begin) = give(begin) {
             std::thread::Builder::new()
                 .name(format!("vcpu-{}", template.setup.name))
@@ -175,7 +179,7 @@ impl Begin {
 
     /// One program, for one invocation, from its entry point.
     fn with_onset(self, onset: &Onset, started: Result<Machine, RunError>) {
-        let Self { template, control, ready, jobs } = self;
+        let Self { template, control, ready, jobs, ahead } = self;
         let setup = &template.setup;
         let mut machine = match started {
             Ok(machine) => machine,
@@ -184,10 +188,13 @@ impl Begin {
                 return;
             }
         };
-        setup.live.add(machine.process.memory.region());
+        setup.live.add(machine.process.memory.region()).set();
         if ready.send(Ok(())).is_err() {
             return;
         }
+        let image = onset.image();
+        // While the caller wakes up.
+        let populated = !ahead && image.populate(&mut machine);
         let job = first_job(&jobs);
         if job.is_none() {
             shells::refill_later();
@@ -195,9 +202,13 @@ impl Begin {
         let Ok(Job { call, reply }) = job.map_or_else(|| jobs.recv(), Ok) else { return };
         let began = Instant::now();
         if call.env.is_empty() && onset.is_current(&mut machine.process.files) {
+            let learns = !populated && !image.populate(&mut machine);
+            if learns {
+                machine.at_reply(AtReply::Note);
+            }
             let result = run(&mut machine, call, &Prologue::default(), began);
-            if onset.image().is_to_learn() && result.is_ok() {
-                onset.image().learn(&machine);
+            if learns && result.is_ok() {
+                image.learn(&mut machine);
             }
             let _ = reply.send(result);
             drop(machine);
@@ -236,7 +247,7 @@ impl Begin {
 
     /// A program that goes on from its image, again and again.
     fn with_image(self, image: &Arc<Image>, started: Result<Machine, RunError>) {
-        let Self { template, control, ready, jobs } = self;
+        let Self { template, control, ready, jobs, ahead } = self;
         let mut machine = match started {
             Ok(machine) => machine,
             Err(error) if error.is_stale() => {
@@ -250,11 +261,16 @@ impl Begin {
                 return;
             }
         };
-        template.setup.live.add(machine.process.memory.region());
+        let mut has_run = template.setup.live.add(machine.process.memory.region());
+        if !ahead {
+            // A shell's has, and this one is about to.
+            has_run.set();
+        }
         if ready.send(Ok(())).is_err() {
             return;
         }
-        let mut learns = image.is_to_learn();
+        // While the caller wakes up. A sandbox that waits for one holds nothing of the working set.
+        let mut populated = !ahead && image.populate(&mut machine);
         let mut first = first_job(&jobs);
         let mut refill = first.is_some();
         if !refill {
@@ -262,9 +278,15 @@ impl Begin {
         }
         while let Ok(Job { call, reply }) = first.take().map_or_else(|| jobs.recv(), Ok) {
             let result = if call.env.is_empty() {
-                let result = run(&mut machine, call, &image.prologue, Instant::now());
-                if std::mem::take(&mut learns) && result.is_ok() {
-                    image.learn(&machine);
+                let began = Instant::now();
+                has_run.set();
+                let learns = !std::mem::replace(&mut populated, true) && !image.populate(&mut machine);
+                if learns {
+                    machine.at_reply(AtReply::Note);
+                }
+                let result = run(&mut machine, call, &image.prologue, began);
+                if learns && result.is_ok() {
+                    image.learn(&mut machine);
                 }
                 result
             } else {
@@ -281,7 +303,8 @@ impl Begin {
                 Ok((renewed, false)) => machine = renewed,
                 Ok((renewed, true)) => {
                     machine = renewed;
-                    template.setup.live.add(machine.process.memory.region());
+                    populated = false;
+                    has_run = template.setup.live.add(machine.process.memory.region());
                 }
                 Err(error) if error.is_stale() => {
                     control.rearm();
@@ -370,6 +393,8 @@ fn run(
 ) -> Result<Reply, Error> {
     let mut stdio = Stdio::new(call.input, call.output, call.log.clone(), machine.control());
     stdio.say(prologue);
+    // What was said before the image is no answer of this run.
+    machine.control().set_replied(false);
     let collected = stdio.collected();
     machine.process.files.set_console(Box::new(stdio));
     machine.wake_console();

@@ -101,7 +101,7 @@ impl Setup {
         let mut files = Files::new(&self.files).map_err(|error| refuse(error.to_string()))?;
         let memory = AddressSpace::new(self.memory_bytes, self.placement)
             .map_err(|error| Error::host("reserve addresses for a sandbox", error))?;
-        self.live.add(memory.region());
+        self.live.add(memory.region()).set();
         let InMemory { memory, time, loaded } = load_from(&mut files, memory, &self.program)?;
         Ok(Program { memory, files, time, loaded })
     }

@@ -182,6 +182,7 @@ impl Stdio {
         let mut collected = self.collected.lock();
         if !bytes.is_empty() {
             collected.first_byte.get_or_insert_with(|| self.started.elapsed());
+            self.control.set_replied(true);
         }
         match &mut self.sink {
             Sink::Collect { limit_bytes } => {
@@ -244,6 +245,13 @@ impl Console for Stdio {
         match stream {
             Stream::Output => self.write_output(bytes),
             Stream::Log | Stream::Input => self.write_error(bytes),
+        }
+    }
+
+    fn gathers(&self, stream: Stream) -> bool {
+        match stream {
+            Stream::Output => matches!(self.sink, Sink::Collect { .. }),
+            Stream::Log | Stream::Input => matches!(self.error, ErrorSink::Log(_)),
         }
     }
 

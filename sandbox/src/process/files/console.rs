@@ -42,6 +42,12 @@ pub trait Console: Send {
     /// Gives bytes to standard output or to the log.
     fn write(&mut self, stream: Stream, bytes: &[u8]) -> ConsoleWrite;
 
+    /// Whether every write to `stream` is taken whole and at once, and nobody looks at it before the program's next exit: then
+    /// short ones are gathered. Unless it says so, none is.
+    fn gathers(&self, _stream: Stream) -> bool {
+        false
+    }
+
     /// Whether a write to `stream` would be taken, or fail at once.
     fn writable(&mut self, stream: Stream) -> bool;
 }

@@ -201,6 +201,14 @@ impl Files {
         Ok(())
     }
 
+    /// Whether every write to `fd` is taken whole and at once ([`Console::gathers`](super::Console::gathers)).
+    pub(crate) fn gathers(&self, fd: i32) -> bool {
+        self.open_file(fd).is_ok_and(|(_, file)| match file.object {
+            Object::Console(stream) => file.writable() && !file.is_path() && self.console.gathers(stream),
+            _ => false,
+        })
+    }
+
     fn write_object(&mut self, id: FileId, source: &mut dyn Source, position: u64) -> Result<usize, Stop> {
         let file = self.table.file_mut(id);
         let nonblocking = file.nonblocking();

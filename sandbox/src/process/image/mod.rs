@@ -10,6 +10,7 @@
 //! Everything but memory and files is plain data, copied at every start and reset. What must not be the same in two
 //! sandboxes is made new each time: the bytes of `AT_RANDOM`, the clocks, the boot id.
 
+mod learnt;
 mod stored;
 mod take;
 
@@ -38,6 +39,8 @@ use super::time::{Moment, Time};
 use super::{Call, Process};
 use crate::kvm::sys::Region;
 
+use learnt::Home;
+pub(super) use learnt::use_working_sets;
 pub(super) use take::{Refused, prepare};
 
 /// What a program wrote before it waited for its input: the beginning of every reply and log.
@@ -65,8 +68,10 @@ pub(super) struct Image {
     stack: Stack,
     moment: Moment,
     taken: Instant,
-    /// What the first run touched.
-    working_set: OnceLock<WorkingSet>,
+    /// What the first run stored into.
+    working_set: OnceLock<Arc<WorkingSet>>,
+    /// Where it is kept, if it is.
+    home: OnceLock<Home>,
     pub(super) prologue: Prologue,
 }
 
@@ -106,9 +111,6 @@ impl Image {
     fn finish(&self, shell: Shell, mut process: Process, control: Arc<Control>) -> Result<Machine, RunError> {
         process.clock = Clock::new(shell.counter_khz);
         let mut machine = Machine::in_shell(shell, process, control);
-        if let Some(set) = self.working_set.get() {
-            machine.process.memory.populate_set(set);
-        }
         self.freshen(&mut machine.process)?;
         Ok(machine)
     }
@@ -160,20 +162,6 @@ impl Image {
         }
         let page = Time::new_page().map_err(|e| RunError::host("make the clocks' page")(e.into()))?;
         Ok(Some(page))
-    }
-
-    /// Whether nothing is known of what a run touches: the next sandbox's first run is to be shown to [`Self::learn`].
-    pub(super) fn is_to_learn(&self) -> bool {
-        self.working_set.get().is_none()
-    }
-
-    /// Takes what `machine`'s first run, without population, has touched as what later sandboxes have ready.
-    pub(super) fn learn(&self, machine: &Machine) {
-        if let Ok(set) = machine.process.memory.working_set() {
-            tracing::debug!(bytes = ?set.bytes(), "learnt a working set (written, read)");
-            // Another one of the first sandboxes may have been faster.
-            let _ = self.working_set.set(set);
-        }
     }
 
     /// Brings a used sandbox back; `false` where another one must be made instead.

@@ -8,6 +8,7 @@
 //!                                                  ├ process-signals, -futexes, -timers, -clock, -credentials, -limits
 //!                                                  ├ process-stack, process-trace, process-prologue
 //!                                                  └ memory                the pages that the program wrote
+//! over it, once a sandbox of it has run:           process-working-set     pages that the first run stored into
 //! ```
 //! An image that was just taken is written and then read like any other, so that all sandboxes map the store's file and
 //! share the page cache. Each section is a [`State`] in the file of its part. What is not the same in two sandboxes
@@ -26,6 +27,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::learnt::Home;
 use super::take::LONGEST_PROLOGUE;
 use super::{Image, Prologue};
 use crate::kept::Origin;
@@ -35,7 +37,7 @@ use crate::process::calls::credentials::Credentials;
 use crate::process::calls::limits::ResourceLimits;
 use crate::process::files::{BadFiles, Files, FilesState, Unstorable};
 use crate::process::load::stack::Stack;
-use crate::process::memory::{BackFile, BadMemory, MappedFile, MemoryState};
+use crate::process::memory::{BackFile, BadMemory, MappedFile, MemoryImage, MemoryState, WorkingSet};
 use crate::process::setup::Setup;
 use crate::process::signal::SignalState;
 use crate::process::threads::futex::Futexes;
@@ -200,7 +202,12 @@ impl Image {
         }
         // Every page: what is mapped from here on is not looked at again.
         snapshot.verify()?;
-        Self::restore(&snapshot, setup).map(Some)
+        let image = Self::restore(&snapshot, setup)?;
+        if image.working_set.get().is_none() {
+            let home = Home { store: store.clone(), reference: origin.reference(), digest };
+            image.home.get_or_init(|| home);
+        }
+        Ok(Some(image))
     }
 
     fn restore(snapshot: &Snapshot, setup: &Setup) -> Result<Self, NotLoaded> {
@@ -215,6 +222,7 @@ impl Image {
         let threads = snapshot.take::<ThreadsState>("")?.restore(taken).map_err(NotLoaded::Impossible)?;
         let SignalState { actions, pending } = snapshot.take("")?;
         let Trace { recent, unserved, nice } = snapshot.take("")?;
+        let working_set = working_set(snapshot, &memory)?;
         let image = Self {
             memory: Arc::new(memory),
             files: Mutex::new(files),
@@ -231,7 +239,8 @@ impl Image {
             stack: snapshot.take::<Stack>("")?,
             moment: snapshot.take::<Moment>("")?,
             taken,
-            working_set: OnceLock::new(),
+            working_set,
+            home: OnceLock::new(),
             prologue: snapshot.take::<Prologue>("")?,
         };
         image.check()?;
@@ -250,6 +259,16 @@ impl Image {
         } else {
             Err(NotLoaded::Impossible("the stack, the clocks or what the program wrote cannot be"))
         }
+    }
+}
+
+/// What the first run stored into, where a sandbox of the image has run already.
+fn working_set(snapshot: &Snapshot, memory: &MemoryImage) -> Result<OnceLock<Arc<WorkingSet>>, NotLoaded> {
+    match snapshot.take::<WorkingSet>("") {
+        Ok(set) if memory.has(&set) => Ok(OnceLock::from(Arc::new(set))),
+        Ok(_) => Err(NotLoaded::Impossible("the working set cannot be")),
+        Err(SectionError::Missing { .. }) => Ok(OnceLock::new()),
+        Err(error) => Err(error.into()),
     }
 }
 

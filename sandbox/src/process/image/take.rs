@@ -173,6 +173,7 @@ impl Image {
             moment,
             taken: Instant::now(),
             working_set: OnceLock::new(),
+            home: OnceLock::new(),
             prologue,
         })
     }

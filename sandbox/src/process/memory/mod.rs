@@ -44,7 +44,7 @@ pub(crate) use renew::Renewed;
 pub(crate) use saved::{BackFile, BadMemory, MemoryState};
 pub(crate) use user::{Access, Buffer, MAX_TRANSFER};
 pub(crate) use vma::{FilePart, MappedFile, Prot};
-pub(crate) use working_set::WorkingSet;
+pub(crate) use working_set::{Touched, WorkingSet};
 
 use extents::Extents;
 use tables::{Rights, Tables};
@@ -146,7 +146,7 @@ const MOST_FILES: usize = 2048;
 pub(crate) const COMMON_LIMIT: u64 = 1 << 30;
 
 /// Another number for every change of [`system_area`]: memory that was kept with another one is of no use.
-pub(crate) const SYSTEM_AREA_FORM: u32 = 3;
+pub(crate) const SYSTEM_AREA_FORM: u32 = 4;
 
 /// The system area of an empty address space: descriptors, stubs, and the tables that enter them, for ring 0 except for
 /// the system-call stub.

@@ -249,7 +249,8 @@ impl MemoryState {
         self.check_addresses()?;
         let clocks = self.clocks.map(|number| file(files, number)).transpose()?;
         let vmas = self.vma_map(files)?;
-        let plan = self.pieces(files, &regions(snapshot), clocks.is_some())?;
+        let base = snapshot.depth();
+        let plan = self.pieces(files, &regions(snapshot), base, clocks.is_some())?;
         let picture = picture(snapshot)?;
         let image = MemoryImage {
             picture,
@@ -320,6 +321,7 @@ impl MemoryState {
         &self,
         files: &[Arc<MappedFile>],
         regions: &BTreeMap<u64, &PlannedRegion>,
+        base: u32,
         has_clocks: bool,
     ) -> Result<Vec<Piece>, BadMemory> {
         let mut plan = Vec::with_capacity(self.plan.len());
@@ -330,7 +332,7 @@ impl MemoryState {
             let end = end.ok_or(BadMemory::Impossible("a piece of memory lies outside"))?;
             demand(state.gpa >= before, "pieces of memory overlap")?;
             before = end;
-            let source = state.source(files, regions, has_clocks)?;
+            let source = state.source(files, regions, base, has_clocks)?;
             let protection = Protection { read: state.read, write: state.write };
             plan.push(Piece { gpa: state.gpa, len: state.len, protection, source, tables: state.tables });
         }
@@ -352,6 +354,7 @@ impl PieceState {
         &self,
         files: &[Arc<MappedFile>],
         regions: &BTreeMap<u64, &PlannedRegion>,
+        base: u32,
         has_clocks: bool,
     ) -> Result<Source, BadMemory> {
         match &self.source {
@@ -369,7 +372,7 @@ impl PieceState {
             SourceState::Picture => {
                 let region = regions.get(&self.gpa).filter(|region| region.len == self.len);
                 let run = match region.map(|region| region.runs.as_slice()) {
-                    Some([run]) if run.len == self.len && run.layer == 0 => run,
+                    Some([run]) if run.len == self.len && run.layer == base => run,
                     _ => return Err(BadMemory::Memory(self.gpa)),
                 };
                 Ok(Source::Picture(run.offset))
@@ -415,9 +418,10 @@ fn regions(snapshot: &Snapshot) -> BTreeMap<u64, &PlannedRegion> {
     snapshot.mapping_plan().regions.iter().map(|region| (region.guest_address, region)).collect()
 }
 
-/// The snapshot's own file. The lock that keeps it in the store goes with the descriptor.
+/// The file with the memory, which is that of the lowest layer: what lies over it has sections only. The lock that keeps it in
+/// the store goes with the descriptor.
 fn picture(snapshot: &Snapshot) -> std::io::Result<Picture> {
-    let file = snapshot.files().first().map(|file| file.try_clone_to_owned());
+    let file = snapshot.files().last().map(|file| file.try_clone_to_owned());
     let file = file.unwrap_or_else(|| Err(std::io::ErrorKind::NotFound.into()))?;
     let len = rustix::fs::fstat(&file)?.st_size as u64;
     Picture::of_snapshot(file, len)

@@ -37,7 +37,7 @@ impl Machine {
     /// The program was refused an access: it has come to its entry point, or looked at the clocks.
     pub(super) fn end_watch(&mut self, regs: kvm_regs) -> Result<Option<Ended>, RunError> {
         let Some(watch) = &mut self.watch else { return Ok(None) };
-        self.process.take_closed();
+        self.process.take_done();
         watch.end(&mut self.process, regs.rip);
         self.process.threads.queue_current();
         self.leave_cpu(regs)?;

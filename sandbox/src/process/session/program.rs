@@ -108,7 +108,7 @@ fn load(common: &Common, files: &mut Files, command: &Exec) -> Result<Process, S
     let placement = random().map_err(|error| Error::host("draw random numbers", error))?;
     let memory = AddressSpace::new(common.spec.memory_bytes, Placement::random(placement))
         .map_err(|error| Error::host("reserve addresses for a sandbox", error))?;
-    common.live.add(memory.region());
+    common.live.add(memory.region()).set();
     let told = |error| match error {
         Error::Artifact { reason, .. } => refuse(reason),
         other => SessionError::Engine(other),

@@ -3,6 +3,7 @@
 mod contained;
 mod cpython;
 mod files;
+mod gathered;
 mod hostile;
 mod images;
 mod onset;

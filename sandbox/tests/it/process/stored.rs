@@ -32,9 +32,26 @@ impl Kept {
         Store::open(self.dir.path().join("store")).unwrap()
     }
 
+    /// The image, without what was learnt of it.
     fn digest(&self) -> Option<Digest> {
         let name = kept::reference(novum_sandbox::EngineKind::Process, &self.run.manifest.name, 1);
-        self.store().get_ref(&name).unwrap()
+        let kept = self.store().get_ref(&name).unwrap()?;
+        let parent = Snapshot::open(&self.store(), &kept).ok().and_then(|snapshot| snapshot.parent());
+        Some(parent.unwrap_or(kept))
+    }
+
+    /// Until what the first run stored into is kept, which happens on a thread of the engine's.
+    fn wait_for_working_set(&self) {
+        let name = kept::reference(novum_sandbox::EngineKind::Process, &self.run.manifest.name, 1);
+        let is_kept = || {
+            let top = self.store().get_ref(&name).unwrap().expect("an image is kept");
+            Snapshot::open(&self.store(), &top).is_ok_and(|snapshot| snapshot.parent().is_some())
+        };
+        let began = std::time::Instant::now();
+        while !is_kept() {
+            assert!(began.elapsed().as_secs() < 60, "the working set is kept");
+            std::thread::yield_now();
+        }
     }
 
     fn file(&self) -> PathBuf {
@@ -54,6 +71,7 @@ impl Kept {
         let reply = text(&mut sandbox, b"question").await;
         let again = text(&mut sandbox, b"question").await;
         assert_eq!(reply, again, "a reset leads back to the stored image");
+        self.wait_for_working_set();
         let (nonce, rest) = reply.split_once('\n').unwrap();
         (nonce.to_owned(), rest.to_owned())
     }

@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use super::*;
 use crate::function::{Artifact, ArtifactFormat, Function, Manifest, Share};
+use crate::kvm::layout::SYSTEM_SIZE;
+use crate::kvm::sys::{Advice, Pages};
 use crate::process::files::{Console, ConsoleRead, ConsoleWrite, Stream};
+use crate::process::run::AtReply;
 use crate::process::run::Ended;
 use crate::process::setup::Setup;
 
@@ -37,6 +40,10 @@ impl Console for Script {
         let room = (64 << 10) - said.len().min(64 << 10);
         said.extend_from_slice(&bytes[..bytes.len().min(room)]);
         ConsoleWrite::Taken(bytes.len())
+    }
+
+    fn gathers(&self, _: Stream) -> bool {
+        true
     }
 
     fn writable(&mut self, _: Stream) -> bool {
@@ -320,29 +327,51 @@ fn figures_of_a_start() {
     for (name, image) in
         [("hello", hello), ("usual", usual), ("python", python(json)), ("python, quick", python(quick))]
     {
-        figures(name, &image, 200);
+        figures(name, &image, 200, &[]);
         let mut machine = image.start(Control::new().unwrap()).unwrap();
+        machine.at_reply(AtReply::Note);
         run(&mut machine, "[1]");
-        image.learn(&machine);
-        println!("learnt (written, read): {:?}", image.working_set.get().unwrap().bytes());
+        image.learn(&mut machine);
+        let region = machine.process.memory.region();
+        let present = region.pages(SYSTEM_SIZE, 64 << 20, Pages::Present).unwrap();
+        let set = image.working_set.get().unwrap();
+        let present_bytes: u64 = present.iter().map(|range| range.end - range.start).sum();
+        println!(
+            "learnt: {} bytes first, {} then; {present_bytes} present",
+            set.first.bytes(),
+            set.rest.bytes()
+        );
         drop(machine);
-        figures(name, &image, 200);
+        figures(&format!("{name}, working set"), &image, 200, &[]);
+        figures(&format!("{name}, working set and what is read"), &image, 200, &present);
     }
 }
 
-fn figures(name: &str, image: &Arc<Image>, rounds: usize) {
+/// The thread's own time: what others do on the machine is not in it.
+fn now() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// `read`: memory that is populated besides the working set.
+fn figures(name: &str, image: &Arc<Image>, rounds: usize, read: &[std::ops::Range<u64>]) {
     println!("{name}: {} pieces, {} KiB", image.memory.pieces(), image.shared_bytes() >> 10);
     let mut all: std::collections::BTreeMap<&str, Vec<Duration>> = Default::default();
     for _ in 0..rounds {
         let (shell, region) = Shell::blank().unwrap();
-        let mut at = Instant::now();
+        let mut at = now();
         let mut note = |name| {
-            let now = Instant::now();
-            all.entry(name).or_default().push(now - at);
-            at = Instant::now();
+            all.entry(name).or_default().push(now() - at);
+            at = now();
         };
         let mut machine = image.start_in(shell, region, Control::new().unwrap()).unwrap();
         note("start in shell");
+        image.populate(&mut machine);
+        for range in read {
+            let region = machine.process.memory.region();
+            let _ = region.advise(range.start, range.end - range.start, Advice::PopulateRead);
+        }
+        note("populate");
         run(&mut machine, "[1]");
         note("first run");
         image.reset(&mut machine).unwrap();

@@ -91,6 +91,83 @@ fn a_stored_image_is_the_image_byte_for_byte() {
     }
 }
 
+#[test]
+fn a_working_set_is_kept_over_its_image_and_found_again() {
+    if !has_kvm("a_working_set_is_kept_over_its_image_and_found_again") {
+        return;
+    }
+    let case = Case::new();
+    let taken = prepare(&case.setup, Duration::from_secs(20)).unwrap();
+    taken.store(&case.store, &case.origin).unwrap();
+    let image = Arc::new(case.load().unwrap().unwrap());
+    let mut machine = image.start(Control::new().unwrap()).unwrap();
+    assert!(!image.populate(&mut machine), "nothing is known before a run");
+    machine.at_reply(AtReply::Note);
+    run(&mut machine, "x");
+    image.learn(&mut machine);
+    drop(machine);
+    // The image's thread does the same.
+    image.keep_working_set().unwrap();
+    let learnt = image.working_set.get().unwrap().clone();
+    assert!(learnt.first.bytes() > 0);
+    let again = Arc::new(case.load().unwrap().unwrap());
+    assert_eq!(again.working_set.get(), Some(&learnt));
+    // What starts from it is the image, populated or not.
+    let state = |image: &Arc<Image>, populated: bool| {
+        let mut machine = image.start(Control::new().unwrap()).unwrap();
+        if populated {
+            assert!(image.populate(&mut machine));
+            let stored: u64 = machine.process.memory.stored_pages().unwrap().bytes();
+            assert!(stored >= learnt.first.bytes(), "{stored}");
+        }
+        without_fds(&describe(&mut machine.process))
+    };
+    assert_eq!(difference(&state(&image, false), &state(&again, true)), None);
+    drop((image, again));
+    let Origin { engine, function, version, .. } = &case.origin;
+    crate::kept::release(&case.store, *engine, function, *version).unwrap();
+    assert_eq!(case.store.digests().unwrap(), [], "the image goes with what was learnt of it");
+}
+
+#[test]
+fn no_working_set_comes_back_after_its_version_was_deleted() {
+    if !has_kvm("no_working_set_comes_back_after_its_version_was_deleted") {
+        return;
+    }
+    let case = Case::new();
+    let taken = prepare(&case.setup, Duration::from_secs(20)).unwrap();
+    taken.store(&case.store, &case.origin).unwrap();
+    let image = case.load().unwrap().unwrap();
+    image.working_set.set(Arc::default()).unwrap();
+    case.store.remove_ref(&case.origin.reference()).unwrap();
+    image.keep_working_set().unwrap();
+    assert_eq!(case.store.get_ref(&case.origin.reference()).unwrap(), None);
+    assert_eq!(case.store.digests().unwrap().len(), 1, "only the image is left");
+}
+
+#[test]
+fn a_working_set_that_cannot_be_is_refused() {
+    if !has_kvm("a_working_set_that_cannot_be_is_refused") {
+        return;
+    }
+    /// Memory far beyond the image's, in the form of a working set.
+    #[derive(Serialize, Deserialize)]
+    struct Impossible([Vec<std::ops::Range<u64>>; 2]);
+    impl State for Impossible {
+        const KIND: &'static str = WorkingSet::KIND;
+        const VERSION: u32 = WorkingSet::VERSION;
+    }
+    let case = Case::new();
+    let taken = prepare(&case.setup, Duration::from_secs(20)).unwrap();
+    let digest = taken.store(&case.store, &case.origin).unwrap();
+    let parent = Snapshot::open(&case.store, &digest).unwrap();
+    let mut writer = Writer::diff(&case.store, host(), &parent).unwrap();
+    writer.put("", &Impossible([vec![1 << 40..1 << 41], vec![]])).unwrap();
+    writer.publish_as(&case.origin.reference()).unwrap();
+    let error = case.load().unwrap_err().to_string();
+    assert!(error.contains("the working set cannot be"), "{error}");
+}
+
 /// Without the numbers of the host's descriptors.
 fn without_fds(text: &str) -> String {
     let mut parts = text.split("OwnedFd { fd: ");
@@ -185,6 +262,15 @@ fn sections_are_the_golden_ones() {
     same::<Trace>();
     same::<Prologue>();
     assert_eq!(golden().len(), 13, "every section has a line above");
+}
+
+#[test]
+fn the_working_set_s_section_is_the_golden_one() {
+    let bytes = include_bytes!("working-set-v1.bin");
+    let set: WorkingSet = postcard::from_bytes(bytes).unwrap();
+    assert_eq!((set.first.bytes(), set.rest.bytes()), (3 << 12, 2 << 12));
+    assert_eq!(postcard::to_stdvec(&set).unwrap(), bytes);
+    assert_eq!(WorkingSet::VERSION, 1, "another form has another number, and a file of its own");
 }
 
 /// Bytes with some of them changed, left out or put in.
@@ -326,8 +412,8 @@ fn figures_of_a_stored_image() {
         }
         let [taken, loaded] = images.unwrap();
         for _ in 0..2 {
-            figures(&format!("{name}, memory"), &taken, 100);
-            figures(&format!("{name}, store"), &loaded, 100);
+            figures(&format!("{name}, memory"), &taken, 100, &[]);
+            figures(&format!("{name}, store"), &loaded, 100, &[]);
         }
     }
 }
