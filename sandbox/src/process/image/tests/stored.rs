@@ -162,7 +162,8 @@ fn a_working_set_that_cannot_be_is_refused() {
     let digest = taken.store(&case.store, &case.origin).unwrap();
     let parent = Snapshot::open(&case.store, &digest).unwrap();
     let mut writer = Writer::diff(&case.store, host(), &parent).unwrap();
-    writer.put("", &Impossible([vec![1 << 40..1 << 41], vec![]])).unwrap();
+    let beyond = vec![1 << 40..1 << 41, 1 << 42..1 << 43];
+    writer.put("", &Impossible([beyond, vec![]])).unwrap();
     writer.publish_as(&case.origin.reference()).unwrap();
     let error = case.load().unwrap_err().to_string();
     assert!(error.contains("the working set cannot be"), "{error}");
