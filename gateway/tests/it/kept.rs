@@ -100,7 +100,8 @@ async fn an_image_outlives_the_gateway_and_goes_with_the_function() {
     assert_eq!(second, first, "the program did not begin again");
     // Nothing that is needed can be pruned.
     snapshot(&dir, &["prune"]).succeeds();
-    assert_eq!(images(&dir).len(), 1);
+    // The image, and over it, some time after the first call, what was learnt in that.
+    assert!((1..=2).contains(&images(&dir).len()), "{:?}", images(&dir));
     let mut client = gateway.functions().await;
     client.delete(proto::DeleteRequest { name: "f".into() }).await.unwrap();
     assert!(!snapshot(&dir, &["ls"]).succeeds().text().contains("process.f"));
@@ -121,7 +122,8 @@ async fn a_damaged_image_is_taken_anew_and_the_log_says_why() {
     let spoils: [(Spoil, &str); 2] =
         [(|bytes| bytes[2 * 4096] ^= 1, "checksum"), (|bytes| bytes.truncate(10_000), "bytes")];
     for (spoil, reason) in spoils {
-        let path = images(&dir).pop().unwrap();
+        // Beside it is what was learnt in its first call, once that is written.
+        let path = images(&dir).into_iter().max_by_key(|path| path.metadata().unwrap().len()).unwrap();
         let mut bytes = fs::read(&path).unwrap();
         spoil(&mut bytes);
         replace(&path, &bytes);
