@@ -50,7 +50,8 @@ impl Files {
             }
             Object::Shared(open) => {
                 let fd = Arc::new(open.fd().try_clone_to_owned().map_err(|_| Errno::NFILE)?);
-                Ok(MapSource::File(Mapping { fd, hold: None, read_only: how == Mapped::ReadOnly }))
+                let read_only = how == Mapped::ReadOnly;
+                Ok(MapSource::File(Mapping { fd, hold: None, read_only, outside: true }))
             }
             Object::Device(Device::Zero) => Ok(MapSource::Zeroes),
             _ => Err(Errno::NODEV),

@@ -236,11 +236,12 @@ impl AddressSpace {
     }
 
     /// Whether stores of others to a file may be seen without a call, also where the program itself only reads, and the
-    /// program's by others.
+    /// program's by others. The root's files are nobody's to change while it runs (`ld.so` and glibc map some of them shared).
     pub(crate) fn shares_file(&self) -> bool {
-        let shares = |vma: &vma::Vma| vma.file.as_ref().is_some_and(|part| part.shared && !part.file.own);
-        // The clocks are shared with nobody but the VMM.
-        self.vmas.iter().any(|(_, vma)| shares(vma) && (vma.written || vma.label != "[vvar]"))
+        let shares = |vma: &vma::Vma, part: &vma::FilePart| {
+            part.shared && !part.file.own && (vma.written || part.file.outside)
+        };
+        self.vmas.iter().any(|(_, vma)| vma.file.as_ref().is_some_and(|part| shares(vma, part)))
     }
 
     /// The host memory behind.

@@ -326,20 +326,23 @@ fn data_in_a_part_of_a_large_page_of_code_cannot_be_executed() {
 }
 
 #[test]
-fn news_can_come_through_every_shared_mapping_of_a_file() {
+fn news_can_come_through_shared_mappings_that_are_stored_into_by_whomever() {
     let mut memory = space();
-    let mut map = |shared, own, write, label| {
-        let file = mapped_file(PAGE, own);
-        let request = of_file(file, PAGE, shared);
+    let mut map = |shared, own, outside, write| {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(PAGE).unwrap();
+        let file = MappedFile { own, outside, ..MappedFile::new(Arc::new(file.into()), "file".into()) };
+        let request = of_file(Arc::new(file), PAGE, shared);
         let prot = Prot { read: true, write, exec: false };
-        let at = memory.map(Request { prot, label, ..request }).unwrap();
+        let at = memory.map(Request { prot, ..request }).unwrap();
         let shares = memory.shares_file();
         memory.unmap(at, PAGE).unwrap();
         shares
     };
-    assert!(map(true, false, true, "") && map(true, false, false, ""));
-    assert!(map(true, false, true, "[vvar]"));
-    assert!(!map(false, false, true, "") && !map(true, true, true, "") && !map(true, false, false, "[vvar]"));
+    assert!(map(true, false, true, true) && map(true, false, true, false), "a shared directory's");
+    assert!(map(true, false, false, true), "another descriptor or mapping of it shows what is stored");
+    assert!(!map(true, false, false, false), "the root's");
+    assert!(!map(false, false, true, true) && !map(true, true, false, true), "nobody else's");
 }
 
 #[test]

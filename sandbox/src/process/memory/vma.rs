@@ -61,6 +61,8 @@ pub(crate) struct MappedFile {
     pub(crate) own: bool,
     /// A shared mapping of it can never be stored into.
     pub(crate) read_only: bool,
+    /// Others than this program may store into it.
+    pub(crate) outside: bool,
     /// Lets a private file of the program go on costing.
     pub(crate) _hold: Option<Hold>,
     /// Counts it among those that the program has mapped.
@@ -70,13 +72,13 @@ pub(crate) struct MappedFile {
 impl MappedFile {
     /// A file that is called `name`.
     pub(crate) fn new(fd: Arc<OwnedFd>, name: String) -> Self {
-        Self { fd, name, own: false, read_only: false, _hold: None, _count: None }
+        Self { fd, name, own: false, read_only: false, outside: false, _hold: None, _count: None }
     }
 
     /// What the program's files give to be mapped.
     pub(crate) fn of(mapping: Mapping, name: String) -> Self {
-        let Mapping { fd, hold, read_only } = mapping;
-        Self { fd, name, own: false, read_only, _hold: hold, _count: None }
+        let Mapping { fd, hold, read_only, outside } = mapping;
+        Self { fd, name, own: false, read_only, outside, _hold: hold, _count: None }
     }
 }
 

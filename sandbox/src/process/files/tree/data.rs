@@ -27,6 +27,8 @@ pub(crate) struct Mapping {
     pub(crate) hold: Option<Hold>,
     /// A shared mapping of it can never be stored into.
     pub(crate) read_only: bool,
+    /// It is a shared directory's: others may store into it.
+    pub(crate) outside: bool,
 }
 
 /// How a file is to be mapped.
@@ -389,10 +391,12 @@ impl Tree {
         if how == Mapped::Writable {
             self.make_private(id, u64::MAX).map_err(no_device)?;
         }
-        let read_only = how == Mapped::ReadOnly;
+        let (read_only, outside) = (how == Mapped::ReadOnly, false);
         let fd = match self.content(id).map_err(no_device)? {
-            Content::Lower(_) => return Ok(Mapping { fd: self.host_file(id)?, hold: None, read_only }),
-            Content::Host(fd) => return Ok(Mapping { fd: fd.clone(), hold: None, read_only }),
+            Content::Lower(_) => {
+                return Ok(Mapping { fd: self.host_file(id)?, hold: None, read_only, outside });
+            }
+            Content::Host(fd) => return Ok(Mapping { fd: fd.clone(), hold: None, read_only, outside }),
             Content::Memfd { fd, .. } => fd.clone(),
             Content::Bytes(bytes) => {
                 let bytes = bytes.clone();
@@ -409,7 +413,7 @@ impl Tree {
             cell.mapped = Arc::downgrade(&hold);
             hold
         });
-        Ok(Mapping { fd, hold: Some(hold), read_only })
+        Ok(Mapping { fd, hold: Some(hold), read_only, outside })
     }
 }
 
