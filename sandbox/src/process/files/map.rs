@@ -8,7 +8,8 @@ use rustix::io::Errno;
 use super::synth::Device;
 use super::table::Object;
 use super::tree::Mapped;
-use super::{Files, Limits, Mapping};
+use super::{Files, Limits, Mapping, Place};
+use crate::share::Access;
 
 /// What stands behind a mapping.
 #[derive(Clone, Debug)]
@@ -51,7 +52,11 @@ impl Files {
             Object::Shared(open) => {
                 let fd = Arc::new(open.fd().try_clone_to_owned().map_err(|_| Errno::NFILE)?);
                 let read_only = how == Mapped::ReadOnly;
-                Ok(MapSource::File(Mapping { fd, hold: None, read_only, outside: true }))
+                let outside = match file.place {
+                    Some(Place::Shared(n, _)) => self.mounts[n].share.access() == Access::ReadWrite,
+                    _ => true,
+                };
+                Ok(MapSource::File(Mapping { fd, hold: None, read_only, outside }))
             }
             Object::Device(Device::Zero) => Ok(MapSource::Zeroes),
             _ => Err(Errno::NODEV),

@@ -236,7 +236,8 @@ impl AddressSpace {
     }
 
     /// Whether stores of others to a file may be seen without a call, also where the program itself only reads, and the
-    /// program's by others. The root's files are nobody's to change while it runs (`ld.so` and glibc map some of them shared).
+    /// program's by others. Files of the root and of read-only shares are taken for what nobody changes
+    /// while it runs, as everywhere here; glibc maps some of them shared.
     pub(crate) fn shares_file(&self) -> bool {
         let shares = |vma: &vma::Vma, part: &vma::FilePart| {
             part.shared && !part.file.own && (vma.written || part.file.outside)

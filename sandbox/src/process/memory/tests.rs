@@ -339,7 +339,7 @@ fn news_can_come_through_shared_mappings_that_are_stored_into_by_whomever() {
         memory.unmap(at, PAGE).unwrap();
         shares
     };
-    assert!(map(true, false, true, true) && map(true, false, true, false), "a shared directory's");
+    assert!(map(true, false, true, true) && map(true, false, true, false), "a writable share's");
     assert!(map(true, false, false, true), "another descriptor or mapping of it shows what is stored");
     assert!(!map(true, false, false, false), "the root's");
     assert!(!map(false, false, true, true) && !map(true, true, false, true), "nobody else's");

@@ -27,7 +27,7 @@ pub(crate) struct Mapping {
     pub(crate) hold: Option<Hold>,
     /// A shared mapping of it can never be stored into.
     pub(crate) read_only: bool,
-    /// It is a shared directory's: others may store into it.
+    /// It is a writable share's: others may store into it.
     pub(crate) outside: bool,
 }
 
